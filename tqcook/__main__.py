@@ -1,0 +1,4 @@
+"""`python -m tqcook` is the `tqcook` command."""
+from tqcook.run import main
+
+if __name__ == '__main__': raise SystemExit(main())
