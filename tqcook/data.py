@@ -14,8 +14,9 @@ import numpy as np
 from .core import CookError, suggest, need, sha256
 from .models import tokenizer_sha
 
-# %% ../nbs/03_data.ipynb #b916373f
-_skip = {'test', 'tests', 'idlelib', 'lib2to3', 'turtledemo', 'ensurepip', 'site-packages', 'dist-packages', '__pycache__', 'pydoc_data', 'msilib'}
+# %% ../nbs/03_data.ipynb #44da8044
+_skip = {'test', 'tests', 'idlelib', 'lib2to3', 'turtledemo', 'ensurepip', 'site-packages', 'dist-packages', '__pycache__', 'pydoc_data',
+         'encodings'} # tables of character codes, not code that anyone wrote
 
 def stdlib_files() -> dict: # dotted module name -> path of its source, sorted by name
     "The standard library's own source files, without its tests and its small applications."
