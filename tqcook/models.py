@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SHAPES', 'TINY', 'Loaded', 'tokenizer_sha', 'shape_config', 'inspect_dir', 'check_finite', 'demo_path',
-           'demo_tokenizer', 'load', 'linears', 'expert_tensors', 'tiny']
+           'demo_tokenizer', 'load', 'peek', 'linears', 'expert_tensors', 'tiny']
 
 # %% ../nbs/02_models.ipynb #05076b24
 import contextlib, json, re, struct, warnings
@@ -217,6 +217,27 @@ def _build(cfg, dev, dtype, seed, attn, name) -> Loaded:
     m.eval().requires_grad_(False)
     tok = demo_tokenizer() if demo_path().joinpath('tokenizer.json').exists() and cfg.get_text_config().vocab_size >= 4096 else None
     return Loaded(m, tok, name, weights='random', device=dev, dtype=dtype)
+
+# %% ../nbs/02_models.ipynb #81b02923
+def peek(
+    model: str, # as for `load`
+) -> dict: # parameters; of these `linear` (the body) and `other` (embedding, head, norms); bytes as BF16; context, vocab_size, layers
+    "The size of a model, without loading its weights."
+    torch, tr = need('torch', 'quantize'), need('transformers', 'quantize')
+    if str(model).startswith('shape:'): cfg = shape_config(str(model)[6:])
+    else:
+        path = demo_path() if model == 'demo' else Path(model).expanduser()
+        if model == 'demo' or path.exists(): inspect_dir(path); src = str(path)
+        elif re.fullmatch(r'[\w.-]+/[\w.-]+', str(model)): src = str(model)
+        else: raise CookError(f'model {str(model)!r} does not exist; expected demo, a directory, a hub id or shape:NAME')
+        try: cfg = tr.AutoConfig.from_pretrained(src, trust_remote_code=False)
+        except Exception as e: raise CookError(f'the config of {model!r} could not be read: {str(e).strip().splitlines()[0]}') from e
+    with torch.device('meta'), _quiet(): m = tr.AutoModelForCausalLM.from_config(cfg)
+    total = sum(p.numel() for p in m.parameters()) # a tied head counts once
+    lin = sum(l.weight.numel() for l in linears(m).values()) + sum(p.numel() for p in expert_tensors(m).values())
+    c = cfg.get_text_config()
+    return dict(parameters=total, linear=lin, other=total - lin, bytes=2 * total, layers=c.num_hidden_layers, vocab_size=c.vocab_size,
+                context=getattr(c, 'max_position_embeddings', None) or getattr(c, 'n_positions', 0), architecture=type(m).__name__)
 
 # %% ../nbs/02_models.ipynb #dfa64386
 def linears(
