@@ -1,0 +1,43 @@
+"Shared models and checkpoints: made once, used by every test that needs one."
+import os
+os.environ.setdefault('HF_HUB_OFFLINE', '1')  # no test may reach for a hub
+os.environ.setdefault('TOKENIZERS_PARALLELISM', 'false')
+import pytest
+
+def pytest_configure(config):
+    config.addinivalue_line('markers', 'gpu: needs an NVIDIA GPU')
+    config.addinivalue_line('markers', 'slow: takes more than ten seconds')
+
+def pytest_collection_modifyitems(items):
+    "GPU tests are skipped without a GPU, but fail when TQCOOK_REQUIRE_GPU=1 promises one: a GPU job must not pass by skipping."
+    if not any('gpu' in i.keywords for i in items): return
+    import torch
+    if torch.cuda.is_available(): return
+    if os.environ.get('TQCOOK_REQUIRE_GPU') == '1': pytest.exit('TQCOOK_REQUIRE_GPU=1, but PyTorch finds no GPU here', returncode=1)
+    for i in items:
+        if 'gpu' in i.keywords: i.add_marker(pytest.mark.skip(reason='needs an NVIDIA GPU'))
+
+@pytest.fixture(scope='session')
+def demo():
+    from tqcook import models
+    return models.load('demo', device='cpu')
+
+@pytest.fixture(scope='session')
+def held_out(demo):
+    "24 windows of held-out standard-library code."
+    from tqcook import data
+    return data.corpus('code', demo.tokenizer, context=256, max_windows=24)
+
+def _exported(demo, out, scheme, **kw):
+    from tqcook import data, quantize
+    calib = data.calibration('code-train', demo.tokenizer, samples=16, length=256)
+    return quantize.export(quantize.quantize(demo, calib, scheme, progress=False, **kw), out)
+
+@pytest.fixture(scope='session')
+def demo_fp8(demo, tmp_path_factory): return _exported(demo, tmp_path_factory.mktemp('ckpt')/'fp8', 'fp8')
+
+@pytest.fixture(scope='session')
+def demo_int8_sq(demo, tmp_path_factory): return _exported(demo, tmp_path_factory.mktemp('ckpt')/'int8_sq', 'int8_sq')
+
+@pytest.fixture(scope='session')
+def demo_int8_wo(demo, tmp_path_factory): return _exported(demo, tmp_path_factory.mktemp('ckpt')/'int8_wo', 'int8_wo')
