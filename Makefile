@@ -1,0 +1,69 @@
+# make            this help
+# make cook       quantize the demonstration model to FP8 and show what it cost
+# make test       everything that CI runs on a CPU
+# make lab        JupyterLab on the recipes
+# make gpu-test   what a GPU job runs; fails where there is no GPU
+# make clean      remove the environment, runs and build leftovers
+#
+# Variables:  PYTHON=python3.12   the interpreter to build the environment with (3.11 to 3.13)
+#             VENV=none           install nothing, use PYTHON as it is (a container, a GPU machine without network)
+#             ARGS="-k run"       more arguments for pytest or tqcook
+SHELL := /bin/sh
+.DEFAULT_GOAL := help
+.PHONY: help cook test lab gpu-test clean install
+
+PYTHON ?= python3
+VENV ?= .venv
+ARGS ?=
+
+ifeq ($(VENV),none)
+PY := PYTHONPATH=".$${PYTHONPATH:+:$$PYTHONPATH}" "$(PYTHON)"
+STAMP :=
+else
+PY := "$(VENV)/bin/python"
+STAMP := $(VENV)/.installed
+endif
+
+help:
+	@sed -n '/^#/!q; s/^# \{0,1\}//p' Makefile
+
+cook: $(STAMP)
+	@$(PY) -m tqcook run fp8 $(ARGS)
+
+test: $(STAMP)
+	@$(PY) -m pytest -q tests $(ARGS)
+
+lab: $(STAMP)
+	@$(PY) -m jupyterlab recipes $(ARGS)
+
+# A machine that was promised a GPU must not pass by skipping: nvidia-smi first, and TQCOOK_REQUIRE_GPU for the tests.
+gpu-test: $(STAMP)
+	@nvidia-smi --query-gpu=name,driver_version,compute_cap,memory.total --format=csv || { echo "make gpu-test: nvidia-smi finds no NVIDIA GPU here" >&2; exit 1; }
+	@TQCOOK_REQUIRE_GPU=1 $(PY) -m pytest -q -m gpu tests $(ARGS)
+	@$(PY) -m tqcook run fp8 -p device=cuda -o runs/gpu/fp8
+
+clean:
+	rm -rf .venv build dist runs recipes/runs _docs _proc .pytest_cache tqcook.egg-info
+	find nbs recipes tests tqcook -name __pycache__ -prune -exec rm -rf {} +
+	find nbs recipes tests tqcook -name .ipynb_checkpoints -prune -exec rm -rf {} +
+
+install: $(STAMP)
+
+# Without an NVIDIA driver the CPU build of PyTorch is asked for first: it saves several gigabytes, but not every package index offers it.
+ifneq ($(VENV),none)
+$(STAMP): settings.ini constraints.txt
+	@"$(PYTHON)" -c 'import sys; v = sys.version_info; sys.exit((3, 11) > v[:2] or v[:2] > (3, 13))' || { \
+	  echo "tqcook needs Python 3.11, 3.12 or 3.13, and $(PYTHON) is `"$(PYTHON)" -V 2>&1 || true`. Name another one: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 1; }
+	@"$(PYTHON)" -c 'import venv, ensurepip' 2>/dev/null || { \
+	  echo "$(PYTHON) cannot make virtual environments. On Debian and Ubuntu: sudo apt install python3-venv (or python3.X-venv for that very version)" >&2; exit 1; }
+	@[ -x "$(VENV)/bin/python" ] || "$(PYTHON)" -m venv "$(VENV)"
+	@torch=`sed -n 's/^torch==//p' constraints.txt`; \
+	install() { $(PY) -m pip --disable-pip-version-check install -q --progress-bar off "$$@"; }; \
+	if nvidia-smi >/dev/null 2>&1; then \
+	  echo "First use: installing into $(VENV), about 7 GB with PyTorch for CUDA; 3 to 10 minutes on a fast line."; \
+	  install "torch==$$torch"; \
+	else \
+	  echo "First use: installing into $(VENV), about 2 GB (7 GB where no CPU build of PyTorch is to be had); 1 to 5 minutes on a fast line."; \
+	  install "torch==$$torch+cpu" 2>/dev/null || { echo "This package index has no CPU build of PyTorch; taking the general one."; install "torch==$$torch"; }; \
+	fi && install -c constraints.txt -e '.[dev]' && $(PY) -m pip check >/dev/null && touch "$@"
+endif
