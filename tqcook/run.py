@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SCHEMA', 'KEYS', 'MIME', 'EXIT', 'recipes_dir', 'Parameter', 'read_parameters', 'Recipe', 'read_recipe', 'recipes',
            'find_recipe', 'read_size', 'resolve', 'Stages', 'start', 'check_results', 'finish', 'outcome', 'run_folder',
-           'RunError', 'run', 'report_html', 'open_model', 'describe', 'doctor', 'main']
+           'UsageError', 'RunError', 'run', 'report_html', 'open_model', 'describe', 'doctor', 'main']
 
 # %% ../nbs/14_run.ipynb #1bcd34c1
 import argparse, ast, asyncio, contextlib, ctypes, datetime, html, io, json, math, os, re, shutil, signal, sys, tempfile, time, tokenize
@@ -217,10 +217,10 @@ def start(
     _run.update(recipe=recipe, parameters=values, stages=Stages(), t0=time.perf_counter())
     return _run['stages']
 
-# %% ../nbs/14_run.ipynb #7f579107
+# %% ../nbs/14_run.ipynb #536600c3
 SCHEMA = 1
-KEYS = set('''schema recipe name size parameters environment model scheme kv calibration quality engine variants roofline
-              stages size_bytes seconds checkpoint details'''.split()) # `details`: what belongs to one recipe alone
+KEYS = '''schema recipe name size parameters environment model scheme kv calibration quality engine variants roofline
+          stages size_bytes seconds checkpoint details'''.split() # `details`: what belongs to one recipe alone
 
 def _plain(x, where: str):
     "JSON types only; raises CookError naming the place of anything else."
@@ -236,12 +236,12 @@ def _plain(x, where: str):
     if x is None or isinstance(x, (str, bool, int, float)): return x
     raise CookError(f'{where} is a {type(x).__name__}; results hold numbers, strings, booleans, lists and dicts')
 
-# %% ../nbs/14_run.ipynb #3776f948
+# %% ../nbs/14_run.ipynb #aa0b62fe
 def check_results(
     results: dict, # what a recipe found
 ) -> dict: # the same in plain JSON types
     "Check against schema 1; raises CookError naming what is wrong."
-    if unknown := sorted(set(results) - KEYS): raise CookError(f'results have an unknown key {unknown[0]!r}{suggest(unknown[0], KEYS)}; what belongs to this recipe alone goes under details')
+    if unknown := sorted(set(results) - set(KEYS)): raise CookError(f'results have an unknown key {unknown[0]!r}{suggest(unknown[0], KEYS)}; what belongs to this recipe alone goes under details')
     out = _plain(results, 'results')
     variants = [(f'variants[{i}]', v) for i, v in enumerate(out.get('variants', []))]
     for where, part in [('results', out), *variants]:
@@ -254,19 +254,20 @@ def check_results(
         if s['status'] == 'skipped' and not s.get('reason'): raise CookError(f'stage {s["name"]!r} was skipped without a reason')
     return out
 
-# %% ../nbs/14_run.ipynb #0c87b860
+# %% ../nbs/14_run.ipynb #b80d6a41
 MIME = 'application/vnd.tqcook.results+json'
 
 def finish(
     results: dict, # what the recipe found; objects with `to_dict` are taken as they are
 ) -> dict: # the complete results
     "End a recipe: check, complete, write and display its results."
-    ctx = _context()
+    ctx, results = _context(), check_results(results)
     params = _plain(ctx.get('parameters') or _run.get('parameters', {}), 'parameters')
     device = {} if 'device' in results.get('environment', {}) else _device_info(params.get('device', 'auto'))
     common = dict(schema=SCHEMA, recipe=ctx.get('recipe') or _run.get('recipe'), name=ctx.get('name') or Path(params.get('out_dir', '')).name or None,
                   size=ctx.get('size'), parameters=params, stages=_run.get('stages'))
-    out = check_results({k: v for k, v in common.items() if v is not None} | results)
+    out = {k: v for k, v in common.items() if v is not None} | results
+    out['stages'] = check_results(dict(stages=out.get('stages', [])))['stages']
     out['environment'] = environment() | device | out.get('environment', {})
     if 't0' in _run: out['seconds'] = dict(total=round(time.perf_counter() - _run['t0'], 3)) | out.get('seconds', {})
     target = ctx.get('results') or (Path(params['out_dir'])/'results.json' if params.get('out_dir') else None)
@@ -290,11 +291,11 @@ def _display(results: dict):
     text = outcome(results)
     ip.display.display({MIME: results, 'text/markdown': text, 'text/plain': text}, raw=True)
 
-# %% ../nbs/14_run.ipynb #c534ee1d
+# %% ../nbs/14_run.ipynb #b32e7f65
 _rows = [ # label, path in results, format
     ('model', 'model.name', '{}'), ('weights', 'model.weights', '{}'), ('scheme', 'scheme', '{}'), ('KV cache', 'kv', '{}'), ('device', 'environment.device.name', '{}'),
     ('perplexity before', 'quality.ppl_base', '{:.4f}'), ('perplexity after', 'quality.ppl_quant', '{:.4f}'),
-    ('ratio', 'quality.ppl_ratio', '{:.5f}'), ('standard error of the ratio', 'quality.ppl_ratio_se', '{:.5f}'), ('verdict', 'quality.verdict', '{}'),
+    ('ratio', 'quality.ppl_ratio', '{:.5f}'), ('verdict', 'quality.verdict', '{}'),
     ('size before', 'size_bytes.base', 'bytes'), ('size after', 'size_bytes.quantized', 'bytes'),
     ('checkpoint', 'checkpoint', '{}'), ('time', 'seconds.total', 'seconds')]
 
@@ -309,6 +310,7 @@ def outcome(
     "The short table that ends a run; rows that do not apply are left out, skipped stages are named."
     fmt = lambda v, f: fmt_bytes(v) if f == 'bytes' else fmt_seconds(v) if f == 'seconds' else f.format(v)
     rows = [(label, fmt(v, f)) for label, path, f in _rows if (v := _at(results, path)) is not None]
+    if ci := _at(results, 'quality.ppl_ratio_ci95'): rows.insert([r[0] for r in rows].index('ratio') + 1, ('its 95 % interval', f'{ci[0]:.5f} to {ci[1]:.5f}'))
     rows += [(f"skipped: {s['name']}", s['reason']) for s in results.get('stages', []) if s['status'] == 'skipped']
     return md_table(rows, [results.get('recipe', 'outcome'), ''])
 
@@ -401,14 +403,17 @@ class _Progress:
     def done(self, cell, cell_index, execute_reply=None):
         if cell_index in self.label: self._say(f'{self.place[cell_index]} {self.label[cell_index]} {time.monotonic() - self.t:7.1f} s')
 
-# %% ../nbs/14_run.ipynb #0ea76e6b
+# %% ../nbs/14_run.ipynb #4b11435d
+class UsageError(CookError):
+    "A parameter that cannot work, found out inside a recipe; exit code 2."
+
 class RunError(CookError):
     "A recipe that did not end well, and the exit code that says so."
     def __init__(self, message: str, code: int = 1):
         super().__init__(message)
         self.code = code
 
-# %% ../nbs/14_run.ipynb #58828790
+# %% ../nbs/14_run.ipynb #3e19a95c
 async def _execute(nb, env: dict, progress, interrupted: list, log):
     "Run every cell in a kernel of its own that is gone when this returns, however it returns."
     from nbclient import NotebookClient
@@ -417,7 +422,7 @@ async def _execute(nb, env: dict, progress, interrupted: list, log):
             if msg['msg_type'] == 'stream': progress.bar(msg['content']['text'])
             return super().process_message(msg, cell, cell_index)
     sockets = tempfile.mkdtemp(prefix='tqcook-')
-    km, task, loop = _kernel_manager(sockets), asyncio.current_task(), asyncio.get_running_loop()
+    km, client, task, loop = _kernel_manager(sockets), None, asyncio.current_task(), asyncio.get_running_loop()
     kill = lambda: km.has_kernel and km.provisioner.pgid and _kill_group(km.provisioner.pgid)
     def on_signal(sig):
         interrupted.append(sig)
@@ -433,7 +438,9 @@ async def _execute(nb, env: dict, progress, interrupted: list, log):
         await client.async_execute()
     finally:
         kill()
-        with contextlib.suppress(Exception): await km.cleanup_resources()
+        with contextlib.suppress(Exception):
+            if client and client.kc: client.kc.stop_channels()
+            await km.cleanup_resources()
         shutil.rmtree(sockets, ignore_errors=True)
 
 def _kill_group(pgid: int):
@@ -483,7 +490,7 @@ def _dumps(nb) -> str:
     nb.metadata.pop('widgets', None)
     return _redact(nbformat.writes(nb))
 
-# %% ../nbs/14_run.ipynb #5614a423
+# %% ../nbs/14_run.ipynb #14f0181a
 def run(
     recipe: str, # name or path of a recipe
     values: dict|None = None, # parameters on top of the size
@@ -492,8 +499,9 @@ def run(
     quiet: bool = False, # print no progress
 ) -> dict: # the content of results.json
     "Run a recipe strictly; raises RunError when it does not end well."
-    rec = find_recipe(recipe)
-    try: values = resolve(rec, size, values)
+    try:
+        rec = find_recipe(recipe)
+        values = resolve(rec, size, values)
     except CookError as e: raise RunError(str(e), 2) from None
     if out_dir and values.get('out_dir', out_dir) != out_dir: raise RunError(f"-o {out_dir} and out_dir={values['out_dir']} differ; give one of them", 2)
     folder = Path(out_dir or values.get('out_dir') or f'runs/{rec.name}')
