@@ -1,0 +1,133 @@
+"""What notebook 13 cannot test about itself: bad input, a truncated engine, another architecture, ONNX against PyTorch."""
+import json, shutil, sys
+import numpy as np, pytest
+from tqcook.core import CookError
+from tqcook.device import lookup
+from tqcook import compile
+
+torch = pytest.importorskip('torch')
+pytest.importorskip('onnx')
+rtx = pytest.mark.skipif(not __import__('importlib').util.find_spec('tensorrt_rtx'), reason='needs the extra rtx')
+from tqcook import models
+
+
+def checkpoint_of(loaded, out, scheme='fp8', scale=.05):
+    "A checkpoint by rounding to nearest, without ModelOpt."
+    from safetensors.torch import save_file
+    tensors = {n: p.detach().clone() for n, p in loaded.model.state_dict().items()}
+    for n in models.linears(loaded.model):
+        w = tensors[f'{n}.weight'].float()
+        s = w.abs().max() / 448 if scheme == 'fp8' else w.abs().amax(1) / 127
+        tensors[f'{n}.weight'] = (w / s).to(torch.float8_e4m3fn) if scheme == 'fp8' else (w / s[:, None]).round().to(torch.int8)
+        tensors[f'{n}.weight_scale'] = s
+        if scheme != 'int8_wo': tensors[f'{n}.input_scale'] = torch.tensor(scale)
+    out.mkdir()
+    loaded.model.config.save_pretrained(out)
+    if loaded.model.config.tie_word_embeddings: tensors.pop('lm_head.weight', None)
+    save_file({k: v.contiguous() for k, v in tensors.items()}, out/'model.safetensors')
+    algo = dict(fp8='FP8', int8_wo='W8A16', int8_sq='W8A8_SQ_PER_CHANNEL')[scheme]
+    (out/'hf_quant_config.json').write_text(json.dumps(dict(producer=dict(name='test', version='0'), quantization=dict(
+        quant_algo=algo, kv_cache_quant_algo=None, exclude_modules=['lm_head']))))
+    return out
+
+
+@pytest.fixture(scope='module')
+def small(tmp_path_factory):
+    loaded = models.tiny('llama')
+    return loaded, checkpoint_of(loaded, tmp_path_factory.mktemp('compile')/'fp8')
+
+
+@pytest.mark.parametrize('name', ['sm90', 'h100', 'h200', '90', 'SM_100', 'b200', 9.0 * 10])
+def test_data_centre_gpus_are_refused_with_the_way_to_go(name):
+    with pytest.raises(CookError, match='TensorRT-LLM'): compile.target(int(name) if isinstance(name, float) else name)
+
+
+@pytest.mark.parametrize('name', ['', 'sm', 'sm999', 'fp8', None, -1])
+def test_no_such_target(name):
+    with pytest.raises(CookError): compile.target(name)
+
+
+def test_unsupported_schemes_say_why():
+    assert 'per token' in compile.supports('fp8_rowwise', 120)
+    assert 'sm89' in compile.supports('fp8', 86) and not compile.supports('fp8', 89)
+    with pytest.raises(CookError, match='did you mean'): compile.supports('fp-8', 120)
+
+
+def test_missing_compiler_names_the_extra(small, monkeypatch, tmp_path):
+    g = compile.graph(small[1], length=16)
+    monkeypatch.setitem(sys.modules, 'tensorrt_rtx', None)
+    with pytest.raises(CookError, match=r'tqcook\[rtx\]'): compile.build(g, tmp_path/'e', 'sm120')
+    assert not (tmp_path/'e').exists()
+
+
+@pytest.mark.parametrize('arch', ['llama', 'mistral', 'qwen2', 'qwen3', 'phi3'])
+def test_architectures(arch, tmp_path):
+    loaded = models.tiny(arch)
+    g = compile.graph(checkpoint_of(loaded, tmp_path/'c'), length=16)
+    assert len(g.probes) == len(models.linears(loaded.model)) and g.operations['QuantizeLinear'] == len(g.probes)
+
+
+def test_weights_that_fp16_cannot_hold(tmp_path):
+    loaded = models.tiny('llama')
+    with torch.no_grad(): loaded.model.model.norm.weight[3] = 1e6
+    with pytest.raises(CookError, match='norm.weight'): compile.graph(loaded, length=16)
+    with pytest.raises(CookError, match='norm.weight'): compile.graph(checkpoint_of(loaded, tmp_path/'c'), length=16)
+
+
+def test_input_scale_is_needed(tmp_path):
+    d = checkpoint_of(models.tiny('llama'), tmp_path/'c', scale=0.)
+    with pytest.raises(CookError, match='input_scale'): compile.graph(d, length=16)
+
+
+def test_too_large_for_onnx():
+    class Big(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.w = torch.nn.Parameter(torch.empty(10**9, device='meta', dtype=torch.float16))
+    with pytest.raises(CookError, match='2 GB'): compile._onnx(Big(), 1, 4)
+
+
+def test_graph_computes_what_the_checkpoint_says(small):
+    "ONNX's own reference interpreter against the dequantized model, weights only (activations quantized on a fine grid would differ by design)."
+    from onnx.reference import ReferenceEvaluator
+    import onnx
+    loaded, d = small
+    ck_dir = d.parent/'int8_wo'
+    if not ck_dir.exists(): checkpoint_of(loaded, ck_dir, 'int8_wo')
+    g = compile.graph(ck_dir, length=8)
+    ids = np.arange(3, 11)[None]
+    mask = np.triu(np.full((8, 8), np.finfo(np.float16).min, np.float16), 1)[None, None]
+    got = ReferenceEvaluator(onnx.load_from_string(g.proto)).run(None, dict(input_ids=ids, attention_mask=mask, position_ids=np.arange(8)[None]))[0].astype(np.float32)
+    from tqcook.checkpoint import Checkpoint
+    ck, model = Checkpoint.open(ck_dir), models.tiny('llama', dtype='float32').model
+    for n, m in models.linears(model).items(): m.weight.data = torch.from_numpy(ck.array(f'{n}.weight').astype(np.float32) * ck.array(f'{n}.weight_scale')[:, None])
+    with torch.no_grad(): want = model(torch.from_numpy(ids)).logits.numpy()
+    base = loaded.model.float()(torch.from_numpy(ids)).logits.detach().numpy(); loaded.model.bfloat16()
+    err = np.linalg.norm(got - want) / np.linalg.norm(want)
+    assert err < 5e-3 < np.linalg.norm(base[..., ::-1] - want) / np.linalg.norm(want), err
+
+
+@rtx
+def test_engine_round_trip_and_damage(small, tmp_path):
+    g = compile.graph(small[1], length=16)
+    e = compile.build(g, tmp_path/'e', 'sm89', repeats=2)
+    assert set(e.forms) == {'e4m3'} and len(e.seconds) == 2 and 0 < e.fixed < e.size
+    assert compile.verify(tmp_path/'e', lookup('l4'))['sm'] == 89
+    with pytest.raises(CookError, match='sm89.*sm90'): compile.verify(tmp_path/'e', lookup('h100'))
+    f = tmp_path/'e'/'prefill.engine'; data = f.read_bytes()
+    f.write_bytes(data[:len(data) // 2])
+    with pytest.raises(CookError, match='damaged'): compile.verify(tmp_path/'e')
+    f.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    with pytest.raises(CookError, match='hash'): compile.verify(tmp_path/'e')
+    f.unlink()
+    with pytest.raises(CookError, match='no prefill.engine'): compile.verify(tmp_path/'e')
+
+
+@rtx
+def test_the_compiler_refuses_fp8_for_ampere(small):
+    with pytest.raises(CookError, match='fp8_e4m3'): compile._compile(compile.graph(small[1], length=16).proto, 86)
+
+
+@rtx
+def test_not_an_onnx_graph():
+    with pytest.raises(CookError, match='could not read'): compile._compile(b'nonsense', 120)
