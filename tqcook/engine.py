@@ -6,7 +6,8 @@
 __all__ = ['E4M3_MAX', 'LAYOUTS', 'SABOTAGE', 'quantize_e4m3', 'fp8_mm', 'fp8_linear', 'fp8_rowwise_linear', 'quantize_int8',
            'int8_mm', 'int8_linear', 'Layout', 'layout_of', 'dequantize', 'reference_input', 'reference_linear',
            'skeleton', 'Slot', 'plan', 'round_e4m3', 'fp8_kv_attention', 'load', 'Description', 'describe', 'Parity',
-           'parity', 'sabotage', 'negative_controls']
+           'parity', 'sabotage', 'negative_controls', 'Generation', 'generate', 'Divergence', 'diverge',
+           'forward_seconds']
 
 # %% ../nbs/09_engine.ipynb #0f47aeaa
 import contextlib, functools, re, sys, time
@@ -759,3 +760,98 @@ def negative_controls(
         broken = sabotage(load(path, device, **kw), how, base)
         if broken is not None: out[how] = parity(path, windows, base, broken, **kw)
     return out
+
+# %% ../nbs/09_engine.ipynb #a505cd21
+@dataclass
+class Generation:
+    "Text that a model continued a prompt with."
+    prompt: object # str, or token ids for a model without tokenizer
+    ids: list # the new tokens
+    text: str|None # None without a tokenizer
+    seconds: float
+    name: str = ''
+    def __str__(self): return self.text if self.text is not None else str(self.ids)
+    @property
+    def tokens_per_second(self): return len(self.ids) / self.seconds
+    def _repr_markdown_(self):
+        return f'~~~~\n{self.prompt}{self}\n~~~~\n{len(self.ids)} tokens, {self.tokens_per_second:.0f} a second'
+
+def generate(
+    loaded: Loaded, # any model
+    prompt, # str; or a list of token ids
+    max_new_tokens: int = 64,
+) -> Generation: # shorter where the model ends the text or its context is full
+    "Continue a prompt greedily, with a KV cache."
+    import torch
+    if max_new_tokens < 1: raise CookError(f'max_new_tokens is {max_new_tokens}; expected at least 1')
+    cur = torch.tensor([_prompt_ids(loaded, prompt)], device=loaded.device.torch)
+    n, past, new, t0 = min(max_new_tokens, loaded.context - cur.shape[1]), None, [], time.perf_counter()
+    if n < 1: raise CookError(f'the prompt has {cur.shape[1]} tokens and {loaded.name} a context of {loaded.context}; give a shorter one')
+    stop = _stop_ids(loaded)
+    with torch.no_grad():
+        for _ in range(n):
+            out = loaded.model(cur, past_key_values=past, use_cache=True)
+            past, cur = out.past_key_values, out.logits[:, -1:].argmax(-1)
+            new.append(int(cur))
+            if new[-1] in stop: break
+    text = None if loaded.tokenizer is None else loaded.tokenizer.decode(new, skip_special_tokens=True)
+    return Generation(prompt, new, text, time.perf_counter() - t0, loaded.name)
+
+def _prompt_ids(loaded, prompt):
+    if not isinstance(prompt, str): ids = [int(i) for i in prompt]
+    elif loaded.tokenizer is None: raise CookError(f'{loaded.name} has no tokenizer; give the prompt as token ids')
+    else: ids = loaded.tokenizer(prompt)['input_ids']
+    if not ids: raise CookError('the prompt is empty; give at least one token')
+    return ids
+
+def _stop_ids(loaded):
+    "Tokens that end a text."
+    eos = [getattr(getattr(loaded.model, 'generation_config', None), 'eos_token_id', None), getattr(loaded.tokenizer, 'eos_token_id', None)]
+    return {i for e in eos for i in (e if isinstance(e, (list, tuple)) else [e]) if i is not None}
+
+# %% ../nbs/09_engine.ipynb #e5c060aa
+@dataclass
+class Divergence:
+    "Two continuations of one prompt, and where they part."
+    a: Generation
+    b: Generation
+    index: int|None # first new token that differs; None when all are equal
+    common: str # what both wrote before it
+    def to_dict(self):
+        return dict(prompt=self.a.prompt, index=self.index, tokens=max(len(self.a.ids), len(self.b.ids)), names=[self.a.name, self.b.name], texts=[str(self.a), str(self.b)])
+    def _repr_markdown_(self):
+        same = f'~~~~\n{self.a.prompt}{self.common}\n~~~~'
+        if self.index is None: return f'{same}\n\nBoth wrote the same {len(self.a.ids)} tokens.'
+        rest = lambda g: str(g)[len(self.common):] if g.text is not None else str(g.ids[self.index:])
+        return f'{same}\n\nThe same for {self.index} tokens, then\n\n' + '\n\n'.join(f'**{g.name}**\n~~~~\n{rest(g)}\n~~~~' for g in (self.a, self.b))
+
+def diverge(
+    a: Loaded, # one model
+    b: Loaded, # another, with the same tokenizer
+    prompt, # str or token ids
+    max_new_tokens: int = 64,
+) -> Divergence:
+    "Let two models continue a prompt and find the first token on which they differ."
+    x, y = generate(a, prompt, max_new_tokens), generate(b, prompt, max_new_tokens)
+    i = next((i for i, (p, q) in enumerate(zip(x.ids, y.ids)) if p != q), None)
+    if i is None and len(x.ids) != len(y.ids): i = min(len(x.ids), len(y.ids))
+    common = x.ids if i is None else x.ids[:i]
+    return Divergence(x, y, i, a.tokenizer.decode(common, skip_special_tokens=True) if a.tokenizer else str(common))
+
+# %% ../nbs/09_engine.ipynb #67e8b8bf
+def forward_seconds(
+    models: dict, # name -> Loaded
+    windows, # [windows, tokens] token ids
+    repeats: int = 5,
+) -> dict: # name -> best time of a forward pass over all windows, in seconds
+    "Time forward passes, models taking turns so that a busy moment hits all alike."
+    import torch
+    best = dict.fromkeys(models, float('inf'))
+    with torch.no_grad():
+        for i in range(repeats + 1): # the first turn warms up
+            for n, l in models.items():
+                w, sync = windows.to(l.device.torch), torch.cuda.synchronize if l.device.kind == 'cuda' else lambda: None
+                sync(); t0 = time.perf_counter()
+                l.model(w, use_cache=False); sync()
+                if i: best[n] = min(best[n], time.perf_counter() - t0)
+    return best
