@@ -4,10 +4,13 @@
 
 # %% auto #0
 __all__ = ['ITEMSIZE', 'E2M1', 'SEVERITIES', 'RULES', 'MAX_HEADER', 'INDEX', 'SCHEME_OF', 'ALGOS', 'ALGOS_LATER', 'KV_ALGOS',
-           'FUSED', 'e4m3_values', 'decode', 'Finding', 'Findings', 'TensorInfo', 'BadCheckpoint', 'read_header',
-           'canonical_algo', 'Checkpoint', 'layer_spec', 'expected_shapes', 'make_portable', 'to_e4m3', 'check']
+           'FUSED', 'CHECK_SCHEMA', 'PASSPORT', 'EVALUATION', 'CARD', 'READ_ALL', 'e4m3_values', 'decode', 'Finding',
+           'Findings', 'TensorInfo', 'BadCheckpoint', 'read_header', 'canonical_algo', 'Checkpoint', 'layer_spec',
+           'expected_shapes', 'make_portable', 'to_e4m3', 'check', 'dequantize', 'explain', 'plot_scales', 'Passport',
+           'write_passport', 'read_passport', 'write_evaluation', 'read_evaluation', 'verify', 'verify_or_refuse',
+           'model_card', 'write_card']
 
-# %% ../nbs/08_checkpoint.ipynb #85e1fa67
+# %% ../nbs/08_checkpoint.ipynb #d5387111
 import datetime, json, math, os, re, time
 from dataclasses import dataclass, field, asdict
 from fnmatch import fnmatchcase
@@ -15,7 +18,8 @@ from pathlib import Path
 
 import numpy as np
 
-from .core import (CookError, Markdown, atomic_write, environment, fmt_bytes, md_table, read_json, sha256, suggest,
+from .core import (CookError, Markdown, atomic_write, environment, fmt_bytes, md_table, read_json, sha256,
+                         suggest,
                          version, write_json)
 
 # %% ../nbs/08_checkpoint.ipynb #f6a09c9d
@@ -48,7 +52,7 @@ def decode(raw: np.ndarray,  # bytes of one tensor (uint8, 1-D)
     x = raw.view(_NUMPY[dtype])
     return x.astype(np.float32) if dtype == 'F16' else x
 
-# %% ../nbs/08_checkpoint.ipynb #304e5a9e
+# %% ../nbs/08_checkpoint.ipynb #b1201af5
 SEVERITIES = ('error', 'warning', 'note')
 
 @dataclass
@@ -103,11 +107,12 @@ class Findings:
 
     def _repr_markdown_(self):
         if not self.items: return f'**{self.summary}**'
-        def where(f): return (f'`{f.tensor or f.file}`' if f.tensor or f.file else '') + f' (+{f.count - 1})' * (f.count > 1)
+        def where(f): return (f'`{f.tensor or f.file}`' if f.tensor
+                              or f.file else '') + f' (+{f.count - 1})' * (f.count > 1)
         rows = [[f.severity, f'`{f.code}`', where(f), f.found, f.consequence, f.remedy] for f in self.items]
         return f'**{self.summary}**\n\n' + md_table(rows, ['', 'code', 'where', 'found', 'otherwise', 'what to do'])
 
-# %% ../nbs/08_checkpoint.ipynb #e769c7b1
+# %% ../nbs/08_checkpoint.ipynb #422ace8e
 _AGAIN, _GET, _BF16 = 'export again', 'get the file again and compare its size', 'quantize the original BF16 model with tqcook'
 _UNSET = 'the layer stays uninitialised'
 RULES = {  # code: (severity, expected, consequence, remedy)
@@ -284,7 +289,8 @@ RULES = {  # code: (severity, expected, consequence, remedy)
 def _f(code, found, severity=None, expected=None, consequence=None, remedy=None, **where):
     "A Finding with the texts of RULES; arguments override them."
     s, e, c, r = RULES[code]
-    return Finding(severity or s, code, found, e if expected is None else expected, c if consequence is None else consequence,
+    return Finding(severity or s, code, found, e if expected is None else expected, c
+                   if consequence is None else consequence,
                    r if remedy is None else remedy, **where)
 
 def _merge(items):
@@ -319,7 +325,7 @@ class BadCheckpoint(CookError):
 
 def _bad(code, found, **kw): raise BadCheckpoint(_f(code, found, **kw))
 
-# %% ../nbs/08_checkpoint.ipynb #38069a45
+# %% ../nbs/08_checkpoint.ipynb #558039c5
 def read_header(path) -> tuple:  # -> ({name: TensorInfo}, metadata dict, the header's bytes)
     "Read and verify one safetensors header; raises BadCheckpoint."
     path = Path(path)
@@ -328,7 +334,8 @@ def read_header(path) -> tuple:  # -> ({name: TensorInfo}, metadata dict, the he
         n = int.from_bytes(f.read(8), 'little')
         if size >= 8 and n > MAX_HEADER: _bad('header-too-long', f'the header claims {n} bytes', file=name)
         if size < 8 or 8 + n > size:
-            _bad('truncated-file', f'the file has {size} bytes' + f', its header alone claims {n}' * (size >= 8), file=name)
+            _bad('truncated-file', f'the file has {size} bytes' + f', its header alone claims {n}' * (size >= 8),
+                 file=name)
         raw = f.read(n)
     try: head = json.loads(raw.decode('utf-8'), object_pairs_hook=_no_twins)
     except (ValueError, RecursionError) as e: _bad('header-not-json', f'the header is not JSON ({e})', file=name)
@@ -343,7 +350,8 @@ def _no_twins(pairs):
 def _well_formed(e):
     "Whether a header entry has the right keys and nothing but non-negative integers in its lists."
     def ints(x): return isinstance(x, list) and all(type(i) is int and i >= 0 for i in x)
-    return (isinstance(e, dict) and isinstance(e.get('dtype'), str) and ints(e.get('shape')) and ints(e.get('data_offsets'))
+    return (isinstance(e, dict) and isinstance(e.get('dtype'), str) and ints(e.get('shape'))
+            and ints(e.get('data_offsets'))
             and len(e['data_offsets']) == 2)
 
 def _tensors_of(head, name, base, size):
@@ -355,14 +363,15 @@ def _tensors_of(head, name, base, size):
         (a, b), dtype, shape, here = e['data_offsets'], e['dtype'], tuple(e['shape']), dict(file=name, tensor=k)
         if dtype not in ITEMSIZE: _bad('header-dtype', f'element type {dtype!r}' + suggest(dtype, ITEMSIZE), **here)
         want = math.prod(shape) * ITEMSIZE[dtype]
-        if b - a != want: _bad('header-size', f'{b - a} bytes for {dtype} {list(shape)}', expected=f'{want} bytes', **here)
+        if b - a != want: _bad('header-size', f'{b - a} bytes for {dtype} {list(shape)}', expected=f'{want} bytes',
+                               **here)
         if a != at: _bad('header-offsets', f'data from byte {a}, the tensor before it ends at {at}', **here)
         if base + b > size: _bad('truncated-file', f'data up to byte {base + b}, the file has {size}', **here)
         tensors[k], at = TensorInfo(dtype, shape, name, base + a, base + b), b
     if base + at != size: _bad('header-offsets', f'{size - base - at} bytes after the last tensor', file=name)
     return tensors
 
-# %% ../nbs/08_checkpoint.ipynb #31e0dc7a
+# %% ../nbs/08_checkpoint.ipynb #e02a4208
 def _json(path, code):
     "A JSON object, or BadCheckpoint with that code."
     try: x = json.loads(path.read_text(encoding='utf-8'))
@@ -375,10 +384,12 @@ def _what_is(path):
     names = sorted(p.name for p in path.iterdir())
     def first(*ends): return next((n for n in names if n.endswith(ends)), None)
     weights = first('.safetensors') or first('.engine')
-    if 'adapter_config.json' in names: _bad('lora-adapter', 'a LoRA adapter: differences to a base model', file='adapter_config.json')
+    if 'adapter_config.json' in names: _bad('lora-adapter', 'a LoRA adapter: differences to a base model',
+                                            file='adapter_config.json')
     if n := first('.gguf'): _bad('gguf', 'a GGUF file, the format of llama.cpp', file=n)
     if n := first('.incomplete', '.tmp', '.part', '.crdownload'): _bad('half-written', 'an unfinished file', file=n)
-    if 'config.json' not in names: _bad('no-config', f"{len(names)} files, {'weights but ' if weights else ''}no config.json")
+    if 'config.json' not in names: _bad('no-config',
+                                        f"{len(names)} files, {'weights but ' if weights else ''}no config.json")
     if not weights:
         if n := first('.bin', '.pt', '.pth', '.ckpt'): _bad('pickle-weights', 'weights as a Python pickle only', file=n)
         _bad('no-weights', 'config.json without weights', file='config.json')
@@ -390,7 +401,7 @@ def _inside(root, path):
     if root.parent.name == 'snapshots' and real.parent == root.parent.parent/'blobs': return  # hub cache layout
     _bad('symlink-outside', f'a symbolic link to {real}', file=path.name)
 
-# %% ../nbs/08_checkpoint.ipynb #bfc5984b
+# %% ../nbs/08_checkpoint.ipynb #46e392d5
 INDEX = 'model.safetensors.index.json'
 
 def _shards(root, names):
@@ -400,7 +411,8 @@ def _shards(root, names):
         for k, t in read_header(root/n)[0].items():
             if k in tensors: found.append(_f('duplicate-tensor', f'also in {tensors[k].file}', file=n, tensor=k))
             tensors.setdefault(k, t)
-    if (root/INDEX).exists(): return tensors, found + list(_check_index(_json(root/INDEX, 'index-json'), tensors, names))
+    if (root/INDEX).exists(): return tensors, found + list(_check_index(_json(root/INDEX, 'index-json'), tensors,
+                                                                        names))
     numbered = [(n, m) for n in names if (m := re.search(r'-(\d+)-of-(\d+)\.safetensors$', n))]
     if numbered:
         n, m = numbered[0]
@@ -423,10 +435,12 @@ def _check_index(index, tensors, names):
             real = f'it is in {tensors[k].file}' if k in tensors else 'no file has it'
             yield _f('index-tensor', f'the index says {f}; {real}', file=INDEX, tensor=k)
     for k, t in tensors.items():
-        if k not in where and t.file in where.values(): yield _f('index-unlisted', f'in {t.file}, not in the index', file=INDEX, tensor=k)
+        if k not in where and t.file in where.values(): yield _f('index-unlisted', f'in {t.file}, not in the index',
+                                                                 file=INDEX, tensor=k)
 
-# %% ../nbs/08_checkpoint.ipynb #a1b06625
-SCHEME_OF = dict(FP8='fp8', FP8_PER_CHANNEL_PER_TOKEN='fp8_rowwise', FP8_BLOCK_SCALES='fp8_block', W8A8_SQ_PER_CHANNEL='int8_sq',
+# %% ../nbs/08_checkpoint.ipynb #d8e4018e
+SCHEME_OF = dict(FP8='fp8', FP8_PER_CHANNEL_PER_TOKEN='fp8_rowwise', FP8_BLOCK_SCALES='fp8_block',
+                 W8A8_SQ_PER_CHANNEL='int8_sq',
                  W8A16='int8_wo', W4A16_AWQ='int4_awq', NVFP4='nvfp4', NVFP4_AWQ='nvfp4')  # TensorRT-LLM's quant_algo -> scheme
 
 def canonical_algo(algo):
@@ -445,12 +459,14 @@ def _inline(config):
     q = config.get('quantization_config')
     if not isinstance(q, dict): return {}
     skip = q.get('ignore') or q.get('exclude_modules') or q.get('modules_to_not_convert') or []
-    rest = dict(exclude_modules=skip, kv_cache_quant_algo='FP8' if q.get('kv_cache_scheme') else q.get('kv_cache_quant_algo'))
-    if q.get('quant_method') == 'fp8' and q.get('weight_block_size'): return dict(quant_algo='FP8_BLOCK_SCALES', group_size=128, **rest)
+    rest = dict(exclude_modules=skip, kv_cache_quant_algo='FP8'
+                if q.get('kv_cache_scheme') else q.get('kv_cache_quant_algo'))
+    if q.get('quant_method') == 'fp8' and q.get('weight_block_size'): return dict(quant_algo='FP8_BLOCK_SCALES',
+                                                                        group_size=128, **rest)
     if q.get('quant_method') == 'compressed-tensors': return dict(quant_algo=_compressed(q)[0], **rest)
     return q | rest if 'quant_algo' in q else {}
 
-# %% ../nbs/08_checkpoint.ipynb #0167d03f
+# %% ../nbs/08_checkpoint.ipynb #fa293847
 @dataclass
 class Checkpoint:
     "A checkpoint directory: headers and configs in memory, weights on disk."
@@ -474,7 +490,8 @@ class Checkpoint:
     def _scan(cls, path):
         "Open without judging shards and index -> (Checkpoint, findings)."
         path = Path(path).expanduser()
-        if path.is_file() and path.suffix == '.gguf': _bad('gguf', 'a GGUF file, the format of llama.cpp', file=path.name)
+        if path.is_file() and path.suffix == '.gguf': _bad('gguf', 'a GGUF file, the format of llama.cpp',
+                                                           file=path.name)
         if not path.is_dir(): raise CookError(f"{path}: {'a file' if path.exists() else 'no such directory'}; expected a checkpoint directory")
         root = path.resolve()
         _what_is(root)
@@ -486,7 +503,8 @@ class Checkpoint:
         source = hf.name if hf.exists() else 'config.json'
         raw = _json(hf, 'quant-config-json') if hf.exists() else config if layout != 'hf' else {'quantization': _inline(config)}
         quant = raw.get('quantization', raw if hf.exists() else {})  # late versions also take the flat form
-        if not isinstance(quant, dict): _bad('quant-config-json', f"'quantization' is a JSON {type(quant).__name__}", file=source)
+        if not isinstance(quant, dict): _bad('quant-config-json', f"'quantization' is a JSON {type(quant).__name__}",
+                                             file=source)
         tensors, found = _shards(root, names)
         modules = {}
         for k, t in tensors.items(): modules.setdefault(k.rpartition('.')[0], {})[k.rpartition('.')[2]] = t
@@ -540,16 +558,18 @@ class Checkpoint:
         if len(self.tensors) > 12: rows.append([f'and {len(self.tensors) - 12} more', '', '', ''])
         arch = (self.config.get('architectures') or [self.config.get('architecture', 'unknown architecture')])[0]
         head = f"**{arch}**, {self.scheme or self.algo or 'not quantized'}, KV cache {self.kv}"
-        return f'{head}, {fmt_bytes(self.nbytes)} in {len(self.tensors)} tensors\n\n' + md_table(rows, ['tensor', 'type', 'shape', 'size:'])
+        return f'{head}, {fmt_bytes(self.nbytes)} in {len(self.tensors)} tensors\n\n' + md_table(rows,
+                                                                        ['tensor', 'type', 'shape', 'size:'])
 
-# %% ../nbs/08_checkpoint.ipynb #49ea4303
+# %% ../nbs/08_checkpoint.ipynb #b0e6782b
 ALGOS = set('''W8A16 W4A16 W4A16_AWQ W4A8_AWQ W8A16_GPTQ W4A16_GPTQ W8A8_SQ_PER_CHANNEL W8A8_SQ_PER_TENSOR_PLUGIN
     W8A8_SQ_PER_CHANNEL_PER_TOKEN_PLUGIN W8A8_SQ_PER_CHANNEL_PER_TENSOR_PLUGIN W8A8_SQ_PER_TENSOR_PER_TOKEN_PLUGIN
     W4A8_QSERVE_PER_GROUP W4A8_QSERVE_PER_CHANNEL FP8 FP8_PER_CHANNEL_PER_TOKEN FP8_BLOCK_SCALES MIXED_PRECISION NVFP4
     W4A8_NVFP4_FP8 W4A8_MXFP4_FP8 W4A8_MXFP4_MXFP8 W4A16_MXFP4 NVFP4_AWQ NO_QUANT'''.split())  # quantization/mode.py, 1.2.0
 ALGOS_LATER = {'NVFP4_ARC': (1, 3), 'W4A16_NVFP4': (1, 4), 'MXFP8': (1, 4)}  # seen in sources of that line, not in 1.2
 KV_ALGOS = ('FP8', 'NVFP4', 'INT8')
-_NO_PYTORCH = {a for a in ALGOS if a.startswith('W8A8_SQ') or a.endswith('GPTQ') or 'QSERVE' in a}  # get_quant_method raises
+_NO_PYTORCH = {a for a in ALGOS if a.startswith('W8A8_SQ') or a.endswith('GPTQ')
+               or 'QSERVE' in a}  # get_quant_method raises
 _QUANTIZED = ('F8_E4M3', 'F8_E5M2', 'I8', 'U8', 'I32')  # element types of quantized weights
 _PACK = {a: (1, 2) for a in ('NVFP4', 'NVFP4_AWQ', 'W4A8_NVFP4_FP8', 'W4A16_NVFP4')}  # values per byte along (o, i)
 _PACK |= {a: (2, 1) for a in ('W4A16_AWQ', 'W4A8_AWQ')}
@@ -565,14 +585,17 @@ def layer_spec(algo: str,        # quant_algo
     smooth, (bo, bi) = (wide, [(i,)], False), (-(-o // 128), -(-i // 128))
     fp4 = dict(weight=(('U8',), [(o, i // 2)], True), weight_scale=(('F8_E4M3',), [(o, i // 16)], True),
                weight_scale_2=scalar, input_scale=maybe)
-    awq = dict(weight=(('U8', 'I8'), [(o // 2, i)], True), weight_scale=(wide, [(o, i // g)], True), pre_quant_scale=smooth)
+    awq = dict(weight=(('U8', 'I8'), [(o // 2, i)], True), weight_scale=(wide, [(o, i // g)], True),
+               pre_quant_scale=smooth)
     return {'FP8': dict(weight=e4m3, weight_scale=scalar, input_scale=maybe),
             'FP8_PER_CHANNEL_PER_TOKEN': dict(weight=e4m3, weight_scale=per_row, input_scale=maybe),
-            'FP8_BLOCK_SCALES': dict(weight=e4m3, weight_scale=(wide, [(bo, bi), (bo, 1, bi, 1)], True), input_scale=maybe),
+            'FP8_BLOCK_SCALES': dict(weight=e4m3, weight_scale=(wide, [(bo, bi), (bo, 1, bi, 1)], True),
+                                     input_scale=maybe),
             'NVFP4': fp4, 'NVFP4_AWQ': fp4 | dict(pre_quant_scale=smooth),
             'W4A16_AWQ': awq, 'W4A8_AWQ': awq | dict(weight_scale_2=scalar, input_scale=scalar),
             'W8A16': dict(weight=i8, weight_scale=per_row),
-            'W8A8_SQ_PER_CHANNEL': dict(weight=i8, weight_scale=per_row, input_scale=scalar, pre_quant_scale=smooth)}.get(algo, {})
+            'W8A8_SQ_PER_CHANNEL': dict(weight=i8, weight_scale=per_row, input_scale=scalar,
+                                        pre_quant_scale=smooth)}.get(algo, {})
 
 # %% ../nbs/08_checkpoint.ipynb #908ad5e4
 _LLAMA_LIKE = ('llama', 'mistral', 'qwen2', 'qwen3', 'gemma', 'gemma2', 'gemma3_text', 'phi3')
@@ -593,7 +616,7 @@ def expected_shapes(config: dict,  # config.json
                   'mlp.gate_proj': (f, h), 'mlp.up_proj': (f, h)}
     return {'model.embed_tokens': (v, h)} | {f'model.layers.{l}.{k}': s for l in range(layers) for k, s in per.items()}
 
-# %% ../nbs/08_checkpoint.ipynb #241582b9
+# %% ../nbs/08_checkpoint.ipynb #6fae6180
 _FOREIGN = dict(gptq='GPTQ', awq='AutoAWQ', bitsandbytes='bitsandbytes', hqq='HQQ', quanto='Quanto', aqlm='AQLM',
                 torchao='torchao', eetq='EETQ')
 
@@ -627,7 +650,8 @@ def _check_form(c, v):
     if 'quantization' not in raw and v < (1, 4):
         yield _f('quant-config-form', 'a flat file', severity='error' if v < (1, 3) else 'warning', **at)
     inline = canonical_algo(q.get('quant_algo')) if isinstance(q, dict) else None
-    if inline and inline != c.algo: yield _f('inline-differs', f'config.json says {inline}, {c.source} says {c.algo}', **cfg)
+    if inline and inline != c.algo: yield _f('inline-differs', f'config.json says {inline}, {c.source} says {c.algo}',
+                                             **cfg)
     producer = raw.get('producer')
     if v >= (1, 3) and (producer.get('name') if isinstance(producer, dict) else None) != 'modelopt':
         yield _f('no-producer', f'producer {producer}', **at)
@@ -639,14 +663,17 @@ def _check_algo(c, v):
     known = ALGOS | {a for a, since in ALGOS_LATER.items() if v >= since}
     if not algo: yield _f('quant-algo-missing', 'no quant_algo', **at); return
     if c.algo in ALGOS_LATER and c.algo not in known:
-        yield _f('quant-algo-version', f"quant_algo {algo}, which came with {'.'.join(map(str, ALGOS_LATER[c.algo]))}", **at)
-    elif c.algo not in known: yield _f('quant-algo-unknown', f'quant_algo {algo!r}{suggest(str(algo), sorted(known))}', **at)
+        yield _f('quant-algo-version', f"quant_algo {algo}, which came with {'.'.join(map(str, ALGOS_LATER[c.algo]))}",
+                 **at)
+    elif c.algo not in known: yield _f('quant-algo-unknown', f'quant_algo {algo!r}{suggest(str(algo), sorted(known))}',
+                                       **at)
     if kv not in (*KV_ALGOS, None, '', 'none', 'null'): yield _f('kv-algo-unknown', f'kv_cache_quant_algo {kv!r}', **at)
     if (want := _GROUP.get(c.algo)) and g not in (None, 0, want) or c.algo in ('NVFP4', 'NVFP4_AWQ') and not g:
         yield _f('group-size', f'group_size {g}', expected=str(want), **at)
     if c.algo == 'MIXED_PRECISION':
         if not q.get('quantized_layers'): yield _f('quantized-layers', 'MIXED_PRECISION without quantized_layers', **at)
-        if 'kv_cache_quant_algo' not in q and v < (1, 3): yield _f('kv-key-missing', 'MIXED_PRECISION without that key', **at)
+        if 'kv_cache_quant_algo' not in q and v < (1, 3): yield _f('kv-key-missing', 'MIXED_PRECISION without that key',
+                                                                   **at)
     yield from _check_exclude(c, at)
 
 def _check_exclude(c, at):
@@ -665,12 +692,14 @@ def _check_compressed(q, v):
     how = f"{w.get('num_bits')}-bit {w.get('type')} weights by {w.get('strategy')}, activations by {a.get('strategy')}"
     if algo and 'int' in (w.get('type'), a.get('type')): yield _f('ct-int8-as-fp8', how, **cfg)
     elif not algo: yield _f('ct-strategy', how, **cfg)
-    if len(q.get('config_groups') or {}) > 1 and v < (1, 4): yield _f('ct-groups', f"{len(q['config_groups'])} groups", **cfg)
+    if len(q.get('config_groups') or {}) > 1 and v < (1, 4): yield _f('ct-groups', f"{len(q['config_groups'])} groups",
+                                                                      **cfg)
     for p in q.get('ignore') or []:
         if str(p).startswith('re:'): yield _f('exclude-regex', f'ignore holds the regular expression {p!r}', **cfg)
 
-# %% ../nbs/08_checkpoint.ipynb #f707edb4
-_CLASSES_V5 = ('TokenizersBackend', 'SentencePieceBackend', 'PythonBackend')  # tokenizer classes that transformers 4 lacks
+# %% ../nbs/08_checkpoint.ipynb #934fc175
+_CLASSES_V5 = ('TokenizersBackend', 'SentencePieceBackend',
+               'PythonBackend')  # tokenizer classes that transformers 4 lacks
 
 def _rope(config):
     "rope_parameters of transformers 5 in the words of transformers 4; {} if there are none."
@@ -679,7 +708,8 @@ def _rope(config):
     if not isinstance(p, dict) or 'rope_theta' not in p: return {}
     rest = {k: x for k, x in p.items() if k != 'rope_theta'}
     old = dict(rope_theta=p['rope_theta'], rope_scaling=None if rest.get('rope_type', 'default') == 'default' else rest)
-    return old | (dict(rope_local_base_freq=local['rope_theta']) if isinstance(local, dict) and 'rope_theta' in local else {})
+    return old | (dict(rope_local_base_freq=local['rope_theta']) if isinstance(local, dict)
+                  and 'rope_theta' in local else {})
 
 def _check_config(c, v):
     "config.json: architecture, rotary base, and as many layers as it says."
@@ -695,7 +725,8 @@ def _check_config(c, v):
     have = {int(m[2]) for k in c.tensors if (m := re.match(r'(model|transformer)\.(?:layers|h)\.(\d+)\.', k))}
     if isinstance(n, int) and have:
         gone = [l for l in range(min(n, 10_000)) if l not in have]
-        if gone: yield _f('layer-missing', f'no tensors of layer {gone[0]}', expected=f'{n} layers', count=len(gone), **at)
+        if gone: yield _f('layer-missing', f'no tensors of layer {gone[0]}', expected=f'{n} layers', count=len(gone),
+                          **at)
         if max(have) >= n: yield _f('layer-extra', f'layers up to {max(have)}', expected=f'{n} layers', **at)
     for m, shape in want.items():
         layer = re.match(r'model\.layers\.(\d+)\.', m)
@@ -707,7 +738,8 @@ def _check_tokenizer(c, v):
     if not any((d/f).exists() for f in ('tokenizer.json', 'tokenizer.model', 'vocab.json', 'spiece.model')):
         yield _f('tokenizer-missing', 'no tokenizer')
     elif (d/name).exists() and (k := _json(d/name, 'tokenizer-json').get('tokenizer_class')) in _CLASSES_V5:
-        yield _f('tokenizer-class', f'{k}, a class of transformers 5', severity='error' if v < (1, 4) else 'warning', file=name)
+        yield _f('tokenizer-class', f'{k}, a class of transformers 5', severity='error' if v < (1, 4) else 'warning',
+                 file=name)
 
 # %% ../nbs/08_checkpoint.ipynb #104897dc
 def make_portable(path,   # a checkpoint directory
@@ -726,7 +758,7 @@ def make_portable(path,   # a checkpoint directory
         put('tokenizer_config.json', old, new)
     return changed
 
-# %% ../nbs/08_checkpoint.ipynb #e5ec96fd
+# %% ../nbs/08_checkpoint.ipynb #29902ddb
 def _linears(c):
     "{module: leaves} of the 2-D weights inside decoder layers, routers excepted."
     return {m: t for m, t in c.modules.items() if 'weight' in t and len(t['weight'].shape) == 2
@@ -750,14 +782,16 @@ def _check_linears(c):
         w, algo, at = t['weight'], _algo_of(c, m), dict(file=t['weight'].file, tensor=m)
         quantized = w.dtype in _QUANTIZED or 'weight_scale' in t or 'weight_scale_inv' in t
         if algo and not quantized:
-            yield _f('bf16-not-excluded', f'{w.dtype} in a module that is declared {algo}', expected=f'a weight in {algo}', **at); continue
+            yield _f('bf16-not-excluded', f'{w.dtype} in a module that is declared {algo}',
+                     expected=f'a weight in {algo}', **at); continue
         if quantized and not algo:
             why = 'exclude_modules covers' if c.excluded(m) else 'quantized_layers does not name'
             yield _f('excluded-but-quantized', f'{w.dtype} in a module that {why}', **at); continue
         pack, spec = _PACK.get(algo, (1, 1)), layer_spec(algo, 1, 1)
         o, i = w.shape[0] * pack[0], w.shape[1] * pack[1]
         if m in want and (o, i) != want[m] and (not spec or w.dtype in spec['weight'][0]):
-            yield _f('weight-shape', f'{w.dtype} {list(w.shape)}', expected=f'a layer of {list(want[m])} by config.json', **at)
+            yield _f('weight-shape', f'{w.dtype} {list(w.shape)}',
+                     expected=f'a layer of {list(want[m])} by config.json', **at)
         elif algo: yield from _check_layer(c, m, t, algo, o, i)
 
 def _check_layer(c, m, t, algo, o, i):
@@ -773,15 +807,17 @@ def _check_layer(c, m, t, algo, o, i):
         if x is None:  # AWQ folds q/k/v's and gate/up's into the norm before them; o_proj and down_proj have their own
             if required or leaf == 'pre_quant_scale' and c.quant.get(leaf) and m.endswith(('o_proj', 'down_proj')):
                 yield _f('scale-missing', f'no {leaf}', expected=f'{dtypes[0]} {list(shapes[0])}', tensor=name, **at)
-        elif x.dtype not in dtypes: yield _f(f'{kind}-dtype', f'{x.dtype}', expected=' or '.join(dtypes), tensor=name, **at)
+        elif x.dtype not in dtypes: yield _f(f'{kind}-dtype', f'{x.dtype}', expected=' or '.join(dtypes), tensor=name,
+                                             **at)
         elif x.shape not in shapes:
-            yield _f(f'{kind}-shape', str(list(x.shape)), expected=' or '.join(str(list(s)) for s in shapes), tensor=name, **at)
+            yield _f(f'{kind}-shape', str(list(x.shape)), expected=' or '.join(str(list(s)) for s in shapes),
+                     tensor=name, **at)
     if algo == 'FP8' and 'input_scale' not in t: yield _f('dynamic-activations', 'no input_scale', tensor=m, **at)
     for x in t:
         if x in ('qweight', 'qzeros', 'g_idx', 'SCB', 'absmax') or x.startswith('_amax'):
             yield _f('stray-tensor', f'a tensor named {x}', tensor=f'{m}.{x}', **at)
 
-# %% ../nbs/08_checkpoint.ipynb #d2cfaf16
+# %% ../nbs/08_checkpoint.ipynb #278ace09
 FUSED = [('q_proj', 'k_proj', 'v_proj'), ('gate_proj', 'up_proj'), ('w1', 'w3')]  # what TensorRT-LLM joins
 
 def _fused(c):
@@ -817,7 +853,8 @@ def _check_fused(c, deep):
 def to_e4m3(x: np.ndarray) -> np.ndarray:  # float32 -> float32 on the E4M3 grid
     "Round to FP8 E4M3, ties to even, saturating at 448 (plain reference)."
     a = np.minimum(np.abs(x), 448).astype(np.float32)
-    step = np.exp2(np.maximum(np.floor(np.log2(np.maximum(a, 2.0**-9))), -6) - 3)  # spacing of the grid around each value
+    step = np.exp2(np.maximum(np.floor(np.log2(np.maximum(a, 2.0**-9))),
+                              -6) - 3)  # spacing of the grid around each value
     return np.copysign(np.minimum(np.round(a / step) * step, 448), x).astype(np.float32)
 
 def _requantized_error(c, g, scales):
@@ -835,9 +872,10 @@ def _chunks(c, t, n=1 << 25):
     "The bytes of a tensor, piece by piece."
     for a in range(t.start, t.end, n): yield np.fromfile(Path(c.path)/t.file, np.uint8, min(n, t.end - a), offset=a)
 
-# %% ../nbs/08_checkpoint.ipynb #9421ce33
+# %% ../nbs/08_checkpoint.ipynb #ddc32035
 _SMALL = 1 << 18  # bytes: scalar and per-channel scales are below, NVFP4's block scales of large layers above
-_QMAX = {'FP8': 448, 'FP8_PER_CHANNEL_PER_TOKEN': 448, 'FP8_BLOCK_SCALES': 448, 'W8A16': 127, 'W8A8_SQ_PER_CHANNEL': 127, 'W4A16_AWQ': 7}
+_QMAX = {'FP8': 448, 'FP8_PER_CHANNEL_PER_TOKEN': 448, 'FP8_BLOCK_SCALES': 448, 'W8A16': 127,
+         'W8A8_SQ_PER_CHANNEL': 127, 'W4A16_AWQ': 7}
 _SCALES = ('weight_scale', 'weight_scale_inv', 'weight_scale_2', 'input_scale', 'pre_quant_scale', 'k_scale', 'v_scale',
            'weights_scaling_factor', 'activation_scaling_factor', 'prequant_scaling_factor', 'kv_cache_scaling_factor')
 
@@ -850,7 +888,8 @@ def _check_scales(c, deep):
         x = c.array(k)
         yield from _check_values(x, t.dtype == 'F8_E4M3', dict(file=t.file, tensor=k))
         if leaf == 'weight_scale' and x.size == 1: scalars[k] = float(x.reshape(-1)[0])
-        qmax = 6 * 448 if leaf == 'weight_scale_2' else _QMAX.get(_algo_of(c, m)) if leaf.startswith('weight_scale') else None
+        qmax = 6 * 448 if leaf == 'weight_scale_2' else _QMAX.get(_algo_of(c,
+                                                                        m)) if leaf.startswith('weight_scale') else None
         if qmax and np.isfinite(x).all() and x.max() * qmax > 1000:
             yield _f('scale-magnitude', f'the largest weight would be {x.max() * qmax:.3g}', file=t.file, tensor=k)
     if scalars and set(scalars.values()) == {1.0}:
@@ -868,30 +907,38 @@ def _check_values(x, block, at):
 def _check_kv(c, sm):
     s = [k for k in c.tensors if k.endswith(('.k_scale', '.v_scale'))]
     at = dict(tensor=s[0], count=len(s)) if s else {}
-    if c.kv == 'none' and s: yield _f('kv-scale-unused', 'scales of a quantized KV cache, and kv_cache_quant_algo is null', **at)
-    if c.kv == 'fp8' and any((c.array(k) != 1).any() for k in s): yield _f('kv-scales-ignored', 'calibrated scales of the FP8 KV cache', **at)
+    if c.kv == 'none' and s: yield _f('kv-scale-unused',
+                                      'scales of a quantized KV cache, and kv_cache_quant_algo is null', **at)
+    if c.kv == 'fp8' and any((c.array(k) != 1).any() for k in s): yield _f('kv-scales-ignored',
+                                                                        'calibrated scales of the FP8 KV cache', **at)
     if c.kv == 'nvfp4' and not s: yield _f('kv-scale-missing', 'an NVFP4 KV cache without scales')
     if c.kv == 'nvfp4' and sm and sm not in (100, 103):
-        yield _f('kv-unsupported', f'an NVFP4 KV cache for sm{sm}', consequence='TensorRT-LLM documents it for sm100 and sm103')
+        yield _f('kv-unsupported', f'an NVFP4 KV cache for sm{sm}',
+                 consequence='TensorRT-LLM documents it for sm100 and sm103')
     if c.kv == 'int8' and c.layout == 'hf':
-        yield _f('kv-unsupported', 'an INT8 KV cache', consequence="not in TensorRT-LLM's PyTorch backend (issue #3701)")
+        yield _f('kv-unsupported', 'an INT8 KV cache',
+                 consequence="not in TensorRT-LLM's PyTorch backend (issue #3701)")
 
-# %% ../nbs/08_checkpoint.ipynb #664bd679
+# %% ../nbs/08_checkpoint.ipynb #c166ee92
 def _check_ends(c):
     tied = c.config.get('tie_word_embeddings', str(c.config.get('model_type')).startswith('gemma'))
     head, emb = c.modules.get('lm_head', {}).get('weight'), c.modules.get('model.embed_tokens', {}).get('weight')
     if emb:
         at, v = dict(tensor='model.embed_tokens', file=emb.file), c.config.get('vocab_size')
         if emb.dtype in _QUANTIZED: yield _f('embedding-quantized', emb.dtype, **at)
-        if emb.shape and v and emb.shape[0] != v: yield _f('vocab-size', f'{emb.shape[0]} embeddings', expected=f'vocab_size {v}', **at)
-        if not head and not tied: yield _f('lm-head-missing', 'no lm_head.weight, embeddings not tied', tensor='lm_head')
+        if emb.shape and v and emb.shape[0] != v: yield _f('vocab-size', f'{emb.shape[0]} embeddings',
+                                                           expected=f'vocab_size {v}', **at)
+        if not head and not tied: yield _f('lm-head-missing', 'no lm_head.weight, embeddings not tied',
+                                           tensor='lm_head')
     if not head: return
     at = dict(tensor='lm_head', file=head.file)
-    if head.dtype in _QUANTIZED or 'weight_scale' in c.modules['lm_head']: yield _f('lm-head-quantized', head.dtype, **at)
+    if head.dtype in _QUANTIZED or 'weight_scale' in c.modules['lm_head']: yield _f('lm-head-quantized', head.dtype,
+                                                                        **at)
     elif c.algo and c.algo != 'MIXED_PRECISION' and not c.excluded('lm_head'):
         yield _f('lm-head-not-excluded', f'a {head.dtype} head that exclude_modules does not name', **at)
     if tied and emb and (head.dtype, head.shape) == (emb.dtype, emb.shape):
-        if np.array_equal(_sample(c, head), _sample(c, emb)): yield _f('tied-twice', f'tied embeddings stored twice, {fmt_bytes(head.nbytes)} more', **at)
+        if np.array_equal(_sample(c, head), _sample(c, emb)): yield _f('tied-twice',
+                                                                       f'tied embeddings stored twice, {fmt_bytes(head.nbytes)} more', **at)
         else: yield _f('tied-differ', 'embeddings declared tied, and a head that differs from them', **at)
 
 def _sample(c, t, n=1 << 16):
@@ -915,50 +962,61 @@ def _check_weights(c):
         if full and not bad and t.size > 256 and largest < full / 2:
             yield _f('scale-loose', f'the largest code is {largest:g}', expected=f'{full}', file=t.file, tensor=k)
 
-# %% ../nbs/08_checkpoint.ipynb #baae5eb1
+# %% ../nbs/08_checkpoint.ipynb #8746328e
 def _check_support(c, trtllm, backend, sm, name):
     "Whether this version, backend and GPU run the algorithm at all."
     from tqcook.schemes import SCHEMES, trtllm_support
     at = dict(file=c.source)
     if backend == 'pytorch' and c.algo in _NO_PYTORCH and not c.scheme:
-        yield _f('algo-unsupported', f'{c.algo} on the PyTorch backend', consequence='ValueError: unsupported quant mode', **at)
+        yield _f('algo-unsupported', f'{c.algo} on the PyTorch backend',
+                 consequence='ValueError: unsupported quant mode', **at)
     if not c.scheme: return
     s = trtllm_support(c.scheme, trtllm, backend)
     legacy = "quantize.export(..., layout='trtllm_legacy') and trtllm-build of TensorRT-LLM 1.2.1, or take fp8"
     if not s.native:
         fix = dict(remedy=legacy) if c.scheme == 'int8_sq' and c.layout == 'hf' else {}
-        yield _f('algo-unsupported', f'{c.algo} on TensorRT-LLM {trtllm}, {backend} backend', consequence=s.why, **fix, **at)
+        yield _f('algo-unsupported', f'{c.algo} on TensorRT-LLM {trtllm}, {backend} backend', consequence=s.why, **fix,
+                 **at)
     elif backend == 'tensorrt' and c.layout == 'hf':
-        yield _f('layout', 'a Hugging Face layout for a TensorRT engine', expected="trtllm-build's layout", remedy=legacy, **at)
+        yield _f('layout', 'a Hugging Face layout for a TensorRT engine', expected="trtllm-build's layout",
+                 remedy=legacy, **at)
     elif sm and not (d := trtllm_support(c.scheme, trtllm, backend, sm)).native:
         runs = [x for x in SCHEMES if trtllm_support(x, trtllm, backend, sm).native]
-        yield _f('device-unsupported', f'{c.algo} on {name} (sm{sm})', consequence=d.why, remedy=f"on this GPU: {', '.join(runs) or 'none'}", **at)
-    elif c.scheme == 'int8_wo' and backend == 'pytorch': yield _f('undocumented', f'{c.algo} on the PyTorch backend', consequence=s.why, **at)
+        yield _f('device-unsupported', f'{c.algo} on {name} (sm{sm})', consequence=d.why,
+                 remedy=f"on this GPU: {', '.join(runs) or 'none'}", **at)
+    elif c.scheme == 'int8_wo' and backend == 'pytorch': yield _f('undocumented', f'{c.algo} on the PyTorch backend',
+                                                                  consequence=s.why, **at)
     if c.scheme == 'int8_wo' and backend == 'pytorch':
         for m, t in _linears(c).items():
-            if 'bias' in t and not c.excluded(m): yield _f('bias-dropped', 'a quantized layer with a bias', tensor=m, file=t['bias'].file)
-    if c.scheme == 'fp8_block' and c.source == 'hf_quant_config.json': yield _f('activations-too', 'weights in blocks of 128 x 128', **at)
+            if 'bias' in t and not c.excluded(m): yield _f('bias-dropped', 'a quantized layer with a bias', tensor=m,
+                                                           file=t['bias'].file)
+    if c.scheme == 'fp8_block' and c.source == 'hf_quant_config.json': yield _f('activations-too',
+                                                                        'weights in blocks of 128 x 128', **at)
 
 def _check_legacy(c, backend):
     "The layout of trtllm-build: one file per rank, its own tensor names."
     n, at = (c.config.get('mapping') or {}).get('world_size', 1), dict(file='config.json')
     gone = [f'rank{r}.safetensors' for r in range(n) if not (Path(c.path)/f'rank{r}.safetensors').exists()]
     if gone: yield _f('rank-missing', f'{len(gone)} of {n} ranks are not here', file=gone[0])
-    if backend == 'pytorch': yield _f('layout', "trtllm-build's layout for the PyTorch backend", expected='a Hugging Face layout',
+    if backend == 'pytorch': yield _f('layout', "trtllm-build's layout for the PyTorch backend",
+                                      expected='a Hugging Face layout',
                                       remedy='export with layout="hf", or build an engine with TensorRT-LLM 1.2.1', **at)
     if str(c.config.get('position_embedding_type')).startswith('rope') and 'rotary_base' not in c.config:
         yield _f('rotary-base', 'no rotary_base', **at)
     for m, t in c.modules.items():
         w = t.get('weight')
         if not w or len(w.shape) != 2 or not re.search(r'layers\.\d+\.(attention|mlp)\.', m) or c.excluded(m): continue
-        if w.dtype not in _QUANTIZED: yield _f('bf16-not-excluded', w.dtype, expected=c.algo or '', file=w.file, tensor=m); continue
-        for leaf in ('weights_scaling_factor', 'activation_scaling_factor')[:2 if str(c.algo).startswith('W8A8') else 1]:
+        if w.dtype not in _QUANTIZED: yield _f('bf16-not-excluded', w.dtype, expected=c.algo or '', file=w.file,
+                                               tensor=m); continue
+        for leaf in ('weights_scaling_factor', 'activation_scaling_factor')[:2
+                                                                        if str(c.algo).startswith('W8A8') else 1]:
             if leaf not in t: yield _f('scale-missing', f'no {leaf}', expected='F32', file=w.file, tensor=f'{m}.{leaf}')
         s = t.get('weights_scaling_factor')
         if s and w.dtype == 'I8' and s.size not in (1, w.shape[0]):
-            yield _f('scale-shape', str(list(s.shape)), expected=f'[{w.shape[0]}]', file=w.file, tensor=f'{m}.weights_scaling_factor')
+            yield _f('scale-shape', str(list(s.shape)), expected=f'[{w.shape[0]}]', file=w.file,
+                     tensor=f'{m}.weights_scaling_factor')
 
-# %% ../nbs/08_checkpoint.ipynb #ffb68ab5
+# %% ../nbs/08_checkpoint.ipynb #e1c73bca
 def check(path,             # checkpoint directory
           trtllm='1.2.1',   # TensorRT-LLM's version, 1.0 to 1.4.0rc
           device=None,      # GPU that shall serve it: a Device, a name such as 'h100', or None
@@ -978,7 +1036,8 @@ def check(path,             # checkpoint directory
         about = dict(scheme=c.scheme, algo=c.algo, kv=c.kv, layout=c.layout, tensors=len(c.tensors), bytes=c.nbytes)
         items = items + list(_checks(c, v, str(trtllm), backend, sm, name, deep))
     except BadCheckpoint as e: items = [e.finding]
-    about |= dict(trtllm=str(trtllm), backend=backend, device=name, sm=sm, deep=bool(deep), seconds=round(time.perf_counter() - t0, 3))
+    about |= dict(trtllm=str(trtllm), backend=backend, device=name, sm=sm, deep=bool(deep),
+                  seconds=round(time.perf_counter() - t0, 3))
     return Findings(str(path), _merge(items), about)
 
 def _checks(c, v, trtllm, backend, sm, name, deep):
@@ -1000,3 +1059,362 @@ def _checks(c, v, trtllm, backend, sm, name, deep):
     yield from _check_kv(c, sm)
     yield from _check_scales(c, deep)
     if deep: yield from _check_weights(c)
+
+# %% ../nbs/08_checkpoint.ipynb #a73641dc
+def _object(required=None, **props): return dict(type='object', properties=props, required=sorted(required or props))
+
+_text, _maybe, _count, _flag = dict(type='string'), dict(type=['string', 'null']), dict(type='integer',
+                                                                        minimum=0), dict(type='boolean')
+CHECK_SCHEMA = {'$schema': 'https://json-schema.org/draft/2020-12/schema', 'title': 'tqcook check --json'} | _object(
+    schema=dict(const=1), path=_text, ok=_flag, scheme=_maybe, algo=_maybe, kv=_text, layout=_maybe, tensors=_count, bytes=_count,
+    trtllm=_text, backend=dict(enum=['auto', 'pytorch', 'tensorrt']), device=_maybe, sm=dict(type=['integer',
+                                                                        'null']), deep=_flag,
+    seconds=dict(type='number', minimum=0), counts=_object(**{s: _count for s in SEVERITIES}),
+    findings=dict(type='array', items=_object(
+        severity=dict(enum=list(SEVERITIES)), code=dict(enum=sorted(RULES)), found=_text, expected=_text, consequence=_text,
+        remedy=_text, file=_text, tensor=_text, count=dict(type='integer', minimum=1))))
+
+# %% ../nbs/08_checkpoint.ipynb #3e9ebce6
+def dequantize(c: Checkpoint,
+               module: str,      # name of a linear layer
+              ) -> np.ndarray:   # float32 [out, in]
+    "The weight that a layer's stored numbers stand for, as the file has it (an AWQ or SmoothQuant input scale is not undone)."
+    t = c.modules.get(module, {})
+    if 'weight' not in t: raise CookError(f'{c.path}: no layer {module!r}' + suggest(module, c.modules))
+    w, algo, g = c.array(f'{module}.weight'), _algo_of(c, module), _entry(c, module).get('group_size') or 128
+    scale = next((f'{module}.{s}' for s in ('weight_scale', 'weight_scale_inv') if s in t), None)
+    if scale is None or t['weight'].dtype not in _QUANTIZED: return w.astype(np.float32)
+    s = c.array(scale).astype(np.float32)
+    if t['weight'].dtype == 'U8' and algo and algo.startswith('NVFP4'):  # two codes a byte, the earlier input in the low bits
+        q = np.stack([w & 15, w >> 4], -1).reshape(len(w), -1)
+        w, s, g = E2M1[q & 7] * np.where(q & 8, -1, 1), s * c.array(f'{module}.weight_scale_2'), 16
+    elif t['weight'].dtype == 'U8':  # AWQ: two's complement, the earlier output row in the low bits
+        q = np.stack([w & 15, w >> 4], 1).reshape(2 * len(w), -1).astype(np.int16)
+        w = np.where(q > 7, q - 16, q)
+    if s.ndim == 4: s = s.reshape(s.shape[0], s.shape[2])
+    if s.ndim == 2 and algo == 'FP8_BLOCK_SCALES': s = np.repeat(np.repeat(s, 128, 0)[:len(w)], 128, 1)[:, :w.shape[1]]
+    elif s.ndim == 2: s = np.repeat(s, g, 1)[:, :w.shape[1]]
+    elif s.size == len(w) > 1: s = s.reshape(-1, 1)
+    return (w * s).astype(np.float32)
+
+_MEANING = {
+    'weight': {'F8_E4M3': 'the weight in 8-bit floats: value x scale',
+               'I8': 'the weight in integers from -127 to 127: value x scale',
+               'U8': 'two 4-bit values in every byte', 'BF16': "the weight in the model's own precision"},
+    'weight_scale': {'F8_E4M3': 'one 8-bit scale for each block of 16 weights'},
+    'weight_scale_2': {'': 'one scale for all block scales, so that these fit into 8 bits: amax / (6 x 448)'},
+    'input_scale': {'': 'the activation that maps to the largest code, over that code; from calibration'},
+    'pre_quant_scale': {'': 'inputs are multiplied by it first: it moves outliers of activations into the weights'},
+    'k_scale': {'': 'scale of cached keys'}, 'v_scale': {'': 'scale of cached values'}, 'bias': {'': 'added after the product'}}
+
+def explain(c: Checkpoint,
+            module: str,     # name of a layer
+           ) -> Markdown:    # a table
+    "What each tensor of a layer is for."
+    rows = []
+    for leaf, t in c.modules.get(module, {}).items():
+        m, x = _MEANING.get(leaf, {}), c.array(f'{module}.{leaf}') if t.nbytes <= _SMALL else None
+        what = m.get(t.dtype) or m.get('')
+        if leaf.startswith('weight_scale') and not what:
+            what = {0: 'one scale for the whole weight', 1: 'one scale for each output row'}.get(len(t.shape),
+                                                                        'one scale for each block')
+        near = '' if x is None or leaf == 'weight' else f'{x.min():.4g}' if x.size == 1 else f'{x.min():.3g} to {x.max():.3g}'
+        rows.append([f'`{leaf}`', t.dtype, ' x '.join(map(str, t.shape)) or 'scalar', near, what or ''])
+    return Markdown(md_table(rows, ['tensor', 'type', 'shape', 'values', 'meaning']))
+
+Checkpoint.dequantize, Checkpoint.explain = dequantize, explain
+
+# %% ../nbs/08_checkpoint.ipynb #ffd6afaf
+def plot_scales(c: Checkpoint,
+                module: str,      # a layer with block scales (NVFP4, FP8 in blocks, AWQ)
+                original=None,    # the weight before quantization, [out, in], drawn over the grid
+                row: int = 0,     # the block of that row and column is drawn
+                block: int = 0,
+               ):                 # a matplotlib Figure
+    "Block scales as an image, and one block with its grid."
+    import matplotlib.pyplot as plt
+    t, w = c.modules[module], c.dequantize(module)
+    s = c.array(f'{module}.weight_scale').astype(np.float32)
+    if s.ndim != 2: raise CookError(f'{module} has {s.size} weight scales and no blocks; a picture of blocks needs NVFP4, INT4 or FP8 in blocks')
+    if 'weight_scale_2' in t: s = s * c.array(f'{module}.weight_scale_2')
+    n = w.shape[1] // s.shape[1]
+    fig, (left, right) = plt.subplots(1, 2, figsize=(9, 3), width_ratios=(1, 1.2), layout='constrained')
+    im = left.imshow(np.log2(np.maximum(s[:48, :24], 1e-30)), aspect='auto', cmap='viridis')
+    fig.colorbar(im, label='log2 of the scale')
+    left.set(title='one scale for each block', xlabel=f'block of {n} inputs', ylabel='output row')
+    x, here = np.arange(n), slice(block * n, (block + 1) * n)
+    for v in np.concatenate([-E2M1, E2M1]) if n == 16 else (): right.axhline(v * s[row, block], color='0.85', lw=.8,
+                                                                        zorder=0)
+    if original is not None: right.plot(x, np.asarray(original)[row, here], 'o', mfc='none', color='0.3',
+                                        label='before')
+    right.plot(x, w[row, here], '.', color='C3', label='stored')
+    right.set(title=f'row {row}, block {block}', xlabel='input', ylabel='weight'); right.legend(fontsize=8)
+    plt.close(fig)
+    return fig
+
+Checkpoint.plot = plot_scales
+
+# %% ../nbs/08_checkpoint.ipynb #f471e4bf
+PASSPORT, EVALUATION, CARD = 'passport.json', 'evaluation.json', 'README.md'
+READ_ALL = 1 << 30  # bytes: directories up to here are hashed whole before each load
+
+class Passport(dict):
+    "What a checkpoint or an engine was made from and for."
+    @property
+    def checksum(self): return self.get('checksum')
+    def _repr_markdown_(self):
+        def show(v): return ', '.join(f'{k} {x}' for k, x in v.items()) if isinstance(v, dict) else v
+        rows = [[k, show(v)] for k, v in self.items() if k not in ('files', 'checksum', 'schema')]
+        size = sum(f['bytes'] for f in self['files'].values())
+        return md_table(rows + [['files', f"{len(self['files'])}, {fmt_bytes(size)}"],
+                                ['checksum', self.checksum[:16] + '...']], ['passport', ''])
+
+def _seal(p): return sha256(json.dumps({k: v for k, v in p.items() if k != 'checksum'}, sort_keys=True,
+                                       ensure_ascii=False))
+
+def _covered(d):
+    "The files that a passport vouches for: all of the directory except what is written after it."
+    return sorted(p.name for p in d.iterdir() if p.is_file() and p.name[0] != '.'
+                  and p.name not in (PASSPORT, EVALUATION, CARD))
+
+def _header_sha(p): return sha256(read_header(p)[2]) if p.suffix == '.safetensors' else None
+
+def _entry_of(p):
+    st = p.stat()
+    return dict(bytes=st.st_size, mtime_ns=st.st_mtime_ns, sha256=sha256(p)) | ({'header_sha256': h}
+                                                                        if (h := _header_sha(p)) else {})
+
+def write_passport(path,             # finished directory: a checkpoint, or an engine
+                   kind='checkpoint',  # checkpoint | engine
+                   replace=False,    # a passport is written once; True writes a new one
+                   **facts,          # scheme, kv, recipe, parameters, model, calibration, evaluation_text, seconds, ...; for an
+                                     # engine also device (a Device, or dict with name and sm), parallel {tp, pp}
+                  ) -> Passport:
+    "Write passport.json beside a finished checkpoint or engine."
+    d = Path(path)
+    if kind not in ('checkpoint', 'engine'): raise CookError(f"a passport's kind is {kind!r}; expected checkpoint or engine")
+    if (d/PASSPORT).exists() and not replace: raise CookError(f'{d/PASSPORT} exists and is written once; export into a new directory')
+    if not (names := _covered(d)): raise CookError(f'{d} holds no files; a passport is written when they are finished')
+    device = facts.get('device')
+    if device is not None and not isinstance(device, dict): facts['device'] = device.to_dict()
+    if kind == 'engine' and not {'name', 'sm'} <= set(facts.get('device') or ()):
+        raise CookError('the passport of an engine needs device=..., with name and sm: engines run only on the GPU that they were built for')
+    now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec='seconds')
+    facts = {k: v for k, v in facts.items() if v is not None} | dict(versions=environment() | facts.get('versions', {}))
+    p = Passport(schema=1, kind=kind, created=now, **facts, files={n: _entry_of(d/n) for n in names})
+    p['checksum'] = _seal(json.loads(json.dumps(p)))  # as it will be read back
+    write_json(d/PASSPORT, p)
+    return p
+
+# %% ../nbs/08_checkpoint.ipynb #977466be
+def read_passport(path) -> Passport:
+    "The passport of a directory; raises BadCheckpoint when it is damaged."
+    p = Passport(_json(Path(path)/PASSPORT, 'passport-json'))
+    files = p.get('files')
+    ok = p.get('schema') == 1 and isinstance(files, dict) and isinstance(p.checksum,
+                                                                        str) and p.get('kind') in ('checkpoint', 'engine') and all(
+        isinstance(f, dict) and {'bytes', 'mtime_ns',
+                                 'sha256'} <= f.keys() and os.path.basename(n) == n for n, f in files.items())
+    if not ok: _bad('passport-json', f"schema {p.get('schema')}, kind {p.get('kind')}, {'a' if files else 'no'} list of files", file=PASSPORT)
+    return p
+
+# %% ../nbs/08_checkpoint.ipynb #11bd33f2
+def write_evaluation(path,        # directory with a passport
+                     **results,   # quality (a Comparison's to_dict()), engine, commands, ...
+                    ) -> dict:
+    "Write evaluation.json, which carries the checksum of the passport that it belongs to."
+    p = read_passport(path) if (Path(path)/PASSPORT).exists() else {}
+    out = dict(schema=1, passport=p.get('checksum'), **results)
+    write_json(Path(path)/EVALUATION, out)
+    return out
+
+def read_evaluation(path) -> dict:  # {} if there is none
+    "What was measured on a directory."
+    f = Path(path)/EVALUATION
+    return _json(f, 'evaluation-json') if f.exists() else {}
+
+def _verify_evaluation(d, p):
+    try: e = read_evaluation(d)
+    except BadCheckpoint as bad: yield bad.finding; return
+    if e and e.get('passport') != p.checksum: yield _f('evaluation-other',
+                                                       f"made for passport {str(e.get('passport'))[:12]}...", file=EVALUATION)
+
+# %% ../nbs/08_checkpoint.ipynb #8f262e0f
+RULES |= {
+    'no-passport': ('warning', 'passport.json', 'nobody can tell what this was made from, or whether it changed',
+                    'checkpoints from elsewhere have none'),
+    'passport-json': ('error', 'a JSON object with schema 1', 'the directory cannot be verified', 'export again'),
+    'passport-edited': ('error', 'the checksum that it carries', 'its statements do not count',
+                        'get the passport again, or export again'),
+    'file-missing': ('error', 'the file that the passport lists', 'the directory is not complete',
+                     'get the directory again'),
+    'file-size': ('error', '', 'the file is damaged or was replaced', 'get the file again, or export again'),
+    'file-changed': ('error', 'the bytes that the passport lists', 'the file is damaged or was replaced',
+                     'get the file again, or export again'),
+    'file-extra': ('error', 'only files of the passport', 'TensorRT-LLM reads every *.safetensors here',
+                   'remove it, or export again'),
+    'file-added': ('note', '', '', 'written after the passport, so not covered by it'),
+    'evaluation-json': ('warning', 'a JSON object', 'the measurements are lost', 'evaluate again'),
+    'evaluation-other': ('warning', "this passport's checksum", 'these measurements belong to another checkpoint',
+                         'evaluate again'),
+    'engine-other-sm': ('error', '', 'an engine runs only on the architecture that it was built for',
+                        'build it again on this GPU'),
+    'engine-other-gpu': ('warning', '', 'it may run slower than one built here, or need more memory than there is',
+                         'build it again on this GPU'),
+    'engine-no-gpu': ('error', 'the GPU that it was built for', 'it cannot run', 'use it on such a GPU'),
+    'engine-version': ('error', '', 'an engine runs only with the version that built it',
+                       'install that version, or build again'),
+    'engine-ranks': ('error', '', 'ranks are missing', 'build again'),
+}
+
+def verify(path,          # directory with or without a passport
+           deep=False,    # hash every byte, whatever the size
+           device=None,   # for an engine: the GPU to run on; None detects it, 'none' leaves the question out
+          ) -> Findings:
+    "Compare a directory with its passport; a missing passport is a warning."
+    d, t0, about = Path(path), time.perf_counter(), dict(hashed=0)
+    if not d.is_dir(): raise CookError(f"{d}: {'a file' if d.exists() else 'no such directory'}; expected a directory with a passport")
+    if not (d/PASSPORT).exists(): return Findings(str(d), [_f('no-passport', 'no passport')], about)
+    try: p = read_passport(d)
+    except BadCheckpoint as e: return Findings(str(d), [e.finding], about)
+    items = [] if _seal(p) == p.checksum else [_f('passport-edited', 'its content gives another checksum',
+                                                  file=PASSPORT)]
+    items += _verify_files(d, p, deep, about) + list(_verify_evaluation(d, p))
+    if p['kind'] == 'engine' and device != 'none': items += _verify_engine(d, p, device)
+    about |= dict(kind=p['kind'], scheme=p.get('scheme'), kv=p.get('kv', 'none'), deep=bool(deep),
+                  seconds=round(time.perf_counter() - t0, 3))
+    return Findings(str(d), sorted(items, key=lambda f: SEVERITIES.index(f.severity)), about)
+
+def _verify_files(d, p, deep, about):
+    "Sizes always; bytes when small, new in time, or deep."
+    items, memory = [], _Memory(d, p.checksum)
+    deep = deep or sum(f['bytes'] for f in p['files'].values()) <= READ_ALL
+    for n, want in p['files'].items():
+        if not (d/n).is_file(): items.append(_f('file-missing', 'not here', file=n)); continue
+        st = (d/n).stat()
+        if st.st_size != want['bytes']: items.append(_f('file-size', f'{st.st_size} bytes',
+                                                        expected=f"{want['bytes']} bytes", file=n)); continue
+        if not deep and want['bytes'] > 1 << 25 and (st.st_mtime_ns == want['mtime_ns'] or memory.knows(n, st)):
+            try: same = _header_sha(d/n) == want.get('header_sha256')
+            except BadCheckpoint: same = False
+            if not same: items.append(_f('file-changed', 'its header is another', file=n))
+            continue
+        about['hashed'] += want['bytes']
+        if (h := sha256(d/n)) != want['sha256']: items.append(_f('file-changed',
+                                                                 f"sha256 {h[:12]}..., the passport says {want['sha256'][:12]}...", file=n))
+        elif st.st_mtime_ns != want['mtime_ns']: memory.learn(n, st)
+    memory.save()
+    for n in set(_covered(d)) - set(p['files']):
+        items.append(_f('file-extra' if n.endswith(('.safetensors', '.engine')) else 'file-added',
+                        'the passport does not list it', file=n))
+    return items
+
+class _Memory:
+    "Files whose bytes were found right under a new time, remembered in the user's cache; losing it costs a hash."
+    def __init__(self, d, checksum):
+        cache = os.environ.get('XDG_CACHE_HOME') or os.path.expanduser('~/.cache')
+        self.file, self.new = Path(cache)/'tqcook'/'verified'/f'{sha256(f"{d.resolve()} {checksum}")[:32]}.json', False
+        try: self.seen = json.loads(self.file.read_text())
+        except (OSError, ValueError): self.seen = {}
+        if not isinstance(self.seen, dict): self.seen = {}
+    def knows(self, name, st): return self.seen.get(name) == [st.st_size, st.st_mtime_ns]
+    def learn(self, name, st):
+        if not self.knows(name, st): self.seen[name], self.new = [st.st_size, st.st_mtime_ns], True
+    def save(self):
+        if not self.new: return
+        try:
+            self.file.parent.mkdir(parents=True, exist_ok=True)
+            write_json(self.file, self.seen)
+        except (OSError, CookError): pass  # a read-only home only costs time
+
+def _verify_engine(d, p, device):
+    "An engine belongs to one architecture, one version of TensorRT and a number of ranks."
+    from tqcook import device as devices
+    here = devices.detect('auto') if device is None else devices.lookup(device) if isinstance(device, str) else device
+    made, par = p['device'], p.get('parallel') or {}
+    sms = made['sm'] if isinstance(made['sm'], list) else [made['sm']]
+    built = f"built for {made['name']} (sm{', sm'.join(map(str, sms))})"
+    if here.kind != 'cuda': yield _f('engine-no-gpu', f'{built}; there is no GPU here')
+    elif here.sm not in sms: yield _f('engine-other-sm', f'{built}, this is {here.name} (sm{here.sm})')
+    elif here.name != made['name']: yield _f('engine-other-gpu',
+                                             f'{built}, this is {here.name}, of the same architecture')
+    for k, dist in (('tensorrt', 'tensorrt'), ('tensorrt_rtx', 'tensorrt-rtx-cu13'), ('tensorrt_llm', 'tensorrt-llm')):
+        was, now = (p.get('versions') or {}).get(k), version(dist)
+        if was and now and was != now: yield _f('engine-version', f'{k} {was} built it, {now} is installed')
+    ranks, want = len([n for n in p['files'] if re.fullmatch(r'rank\d+\.engine', n)]), par.get('tp', 1) * par.get('pp',
+                                                                        1)
+    if ranks and ranks != want: yield _f('engine-ranks', f'{ranks} rank files', expected=f'{want} by tp x pp')
+
+def verify_or_refuse(path, deep=False, device=None) -> Findings:
+    "`verify`, with an error for the first thing that is wrong; warnings come back."
+    found = verify(path, deep, device)
+    if not found.ok:
+        f = found.errors[0]
+        raise CookError(f"{path}{'/' + f.file if f.file else ''}: {f.found}{f', expected {f.expected}' if f.expected else ''}; {f.consequence}; {f.remedy}")
+    return found
+
+# %% ../nbs/08_checkpoint.ipynb #d7f228cc
+_QUALITY = (('perplexity before', 'ppl_base', '{:.4g}'), ('perplexity after', 'ppl_quant', '{:.4g}'),
+            ('ratio', 'ppl_ratio', '{:.5f}'),
+            ('mean KL divergence, nats per token', 'kld_mean', '{:.3g}'), ('same most likely token', 'top1_agreement',
+                                                                        '{:.2%}'))
+
+def _quality_rows(q):
+    rows = []
+    for title, key, form in _QUALITY:
+        if isinstance(q.get(key), (int, float)):
+            ci = q.get(key + '_ci95')
+            rows.append([title, form.format(q[key]), ' to '.join(form.format(x) for x in ci) if ci
+                         and None not in ci else ''])
+    return rows
+
+def model_card(path,           # checkpoint directory, with its passport and, if there is one, its evaluation
+               base='',        # hub id of the base model; the passport's model otherwise
+               license='',     # licence of the base model
+               trtllm='1.2.1',
+              ) -> Markdown:   # README.md in the hub's format
+    "A model card from what passport and evaluation say; it states nothing else."
+    from tqcook import schemes
+    d = Path(path)
+    c, p, e = Checkpoint.open(d), read_passport(d) if (d/PASSPORT).exists() else Passport(), read_evaluation(d)
+    model, cal, title = p.get('model') or {}, p.get('calibration') or {}, schemes.SCHEMES[c.scheme].title if c.scheme else c.algo or 'not quantized'
+    base = base or model.get('hub') or ''
+    top = {'base_model': base, 'license': license, 'library_name': 'transformers', 'pipeline_tag': 'text-generation'}
+    out = ['---', *(f'{k}: {json.dumps(v)}' for k, v in top.items() if v), 'tags:',
+           *(f'- {t}' for t in ('tensorrt-llm', 'tqcook', c.scheme or c.algo) if t), '---', '',
+           f"# {(base or model.get('name') or d.resolve().name).split('/')[-1]}, {title}", '']
+    if model.get('weights') == 'random': out += ['**Random weights.** This checkpoint exists to measure size and speed; its text means nothing.', '']
+    facts = [['base model', base or model.get('name')], ['format', f'{title} (`{c.algo}`), KV cache {c.kv}'],
+             ['size', f'{fmt_bytes(c.nbytes)} in {len(c.tensors)} tensors'],
+             ['left in BF16', ', '.join(f'`{x}`' for x in c.exclude)], ['calibration',
+                                                                        ', '.join(f'{k} {v}' for k, v in cal.items()
+                                                                        if not isinstance(v, (dict, list)))],
+             ['recipe', p.get('recipe')], ['versions', ', '.join(f'{k} {v}' for k,
+                                                                 v in (p.get('versions') or {}).items())], ['passport',
+                                                                        p.checksum]]
+    out += [md_table([r for r in facts if r[1]], ['', '']), '', '## Quality', '']
+    q = e.get('quality') or {}
+    if rows := _quality_rows(q):
+        text = ', '.join(f'{k} {q[k]}' for k in ('source', 'scored', 'windows', 'context', 'policy')
+                         if q.get(k) is not None)
+        out += [md_table(rows, ['', 'value:', '95 % interval']), '', f"On {text}."
+                + (f" Verdict: {q['verdict']}." if q.get('verdict') else ''), '']
+    else: out += ['Not evaluated.', '']
+    out += ['## How to serve it', '', *_serve(c, trtllm)]
+    if e.get('commands'): out += ['', '## How it was made', '', '```', *e['commands'], '```']
+    return Markdown('\n'.join(out) + '\n')
+
+def _serve(c, trtllm):
+    "Commands for TensorRT-LLM, or why there are none."
+    from tqcook import schemes
+    s = schemes.trtllm_support(c.scheme, trtllm, 'pytorch' if c.layout == 'hf' else 'tensorrt') if c.scheme else None
+    if s is None or not s.native: return [f"TensorRT-LLM {trtllm} does not serve it{': ' + s.why if s else ''}."]
+    if c.layout == 'trtllm': return ['```', 'trtllm-build --checkpoint_dir . --output_dir ../engine', '```', '',
+                                     f'TensorRT-LLM {trtllm}.']
+    sm = schemes.SCHEMES[c.scheme].min_sm
+    return ['```', 'trtllm-serve . --backend pytorch', '```', '',
+            f'TensorRT-LLM {trtllm}, on a GPU of compute capability {sm // 10}.{sm % 10} or later: {s.why}. Checked by `tqcook check . --trtllm {trtllm}`.']
+
+def write_card(path, **kw) -> Path:
+    "Write README.md from `model_card`."
+    return atomic_write(Path(path)/CARD, model_card(path, **kw))
