@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['E4M3_MAX', 'LAYOUTS', 'SABOTAGE', 'quantize_e4m3', 'fp8_mm', 'fp8_linear', 'fp8_rowwise_linear', 'quantize_int8',
-           'int8_mm', 'int8_linear', 'Layout', 'layout_of', 'dequantize', 'reference_input', 'reference_linear',
-           'skeleton', 'Slot', 'plan', 'round_e4m3', 'fp8_kv_attention', 'load', 'Description', 'describe', 'Parity',
-           'parity', 'sabotage', 'negative_controls', 'Generation', 'generate', 'Divergence', 'diverge',
-           'forward_seconds']
+           'int8_mm', 'int8_linear', 'int8_weight_only_linear', 'Layout', 'layout_of', 'dequantize', 'reference_input',
+           'reference_linear', 'skeleton', 'Slot', 'plan', 'round_e4m3', 'fp8_kv_attention', 'load', 'Description',
+           'describe', 'Parity', 'parity', 'sabotage', 'negative_controls', 'Generation', 'generate', 'Divergence',
+           'diverge', 'forward_seconds']
 
 # %% ../nbs/09_engine.ipynb #0f47aeaa
 import contextlib, functools, re, sys, time
@@ -128,21 +128,35 @@ def int8_linear(
     if bias is not None: y = y + bias.float()
     return y.to(x.dtype).reshape(*x.shape[:-1], -1)
 
-# %% ../nbs/09_engine.ipynb #2cf40214
+# %% ../nbs/09_engine.ipynb #ab2fb2b1
+def int8_weight_only_linear(
+    x, # [..., in], bfloat16 or float16
+    weight, # int8 [out, in]
+    weight_scale, # float32 [out]
+    bias=None, # [out]
+): # [..., out], dtype of `x`
+    "A linear layer with INT8 weights and 16-bit activations."
+    import torch
+    x2 = x.reshape(-1, x.shape[-1])
+    y = torch.mm(x2, weight.to(x.dtype).t(), out_dtype=torch.float32) if x.is_cuda else x2.float() @ weight.float().t() # the CPU has no product of 16 bits with float32 result
+    y = y * weight_scale if bias is None else y * weight_scale + bias.float()
+    return y.to(x.dtype).reshape(*x.shape[:-1], -1)
+
+# %% ../nbs/09_engine.ipynb #6818adc3
 @dataclass(frozen=True)
 class Layout:
     "One stored format of a linear layer and what this engine does with it."
     weights: str
     activations: str
     kernel: str # what multiplies
-    real: bool = True # False: the weight is dequantized once and multiplied in the model's dtype
+    real: bool = True # the product itself is taken in the stored format; False: in 16 bits
 
 LAYOUTS = {
     'fp8': Layout('E4M3, one scale', 'E4M3, one static scale', 'torch._scaled_mm'),
     'fp8_rowwise': Layout('E4M3, a scale per channel', 'E4M3, a scale per token', 'torch._scaled_mm'),
     'fp8_block': Layout('E4M3, a scale per 128 x 128', 'as they are', 'matmul on dequantized weights', False),
     'int8_sq': Layout('INT8, a scale per channel', 'INT8, one static scale', 'torch._int_mm'),
-    'int8_wo': Layout('INT8, a scale per channel', 'as they are', 'matmul, weights widened on the fly', False),
+    'int8_wo': Layout('INT8, a scale per channel', 'as they are', 'matmul on weights widened to 16 bits, float32 sums', False),
     'int4_awq': Layout('INT4, a scale per group', 'as they are', 'matmul on dequantized weights', False),
     'nvfp4': Layout('E2M1, an E4M3 scale per 16', 'as they are', 'matmul on dequantized weights', False),
 }
@@ -155,7 +169,7 @@ def layout_of(
     w, s = parts.get('weight'), parts.get('weight_scale') or parts.get('weight_scale_inv')
     if w is None or s is None: raise CookError(f'{name} has {", ".join(parts)}; a quantized linear needs both weight and weight_scale: export again')
     per_channel = tuple(s.shape) in ((w.shape[0],), (w.shape[0], 1))
-    if w.dtype == 'F8_E4M3': return 'fp8' if not any(d > 1 for d in s.shape) else 'fp8_rowwise' if per_channel else 'fp8_block'
+    if w.dtype == 'F8_E4M3': return 'fp8' if tuple(s.shape) in ((), (1,)) else 'fp8_rowwise' if per_channel else 'fp8_block'
     if w.dtype == 'I8' and per_channel: return 'int8_sq' if {'input_scale', 'pre_quant_scale'} & parts.keys() else 'int8_wo'
     if w.dtype == 'U8' and s.dtype == 'F8_E4M3' and 'weight_scale_2' in parts: return 'nvfp4'
     if w.dtype == 'U8' and s.dtype in ('F32', 'BF16', 'F16') and 'input_scale' not in parts: return 'int4_awq'
@@ -238,7 +252,7 @@ def reference_linear(
     y = (q.to(dtype) * s.to(dtype)) @ dequantize(layout, t, dtype).T
     return y if t.get('bias') is None else y + t['bias'].to(dtype)
 
-# %% ../nbs/09_engine.ipynb #465a90ee
+# %% ../nbs/09_engine.ipynb #866dc90a
 @functools.cache
 def _classes():
     "The two `torch.nn.Module` classes of this room."
@@ -303,9 +317,9 @@ def _forward(m, x):
         return y[..., :m.out_features]
     if m.layout == 'int8_sq':
         return int8_linear(x, m.weight, m.weight_scale, None if m.per_token else getattr(m, 'input_scale', None), getattr(m, 'pre_quant_scale', None), m.bias)
+    if m.layout == 'int8_wo': return int8_weight_only_linear(x, m.weight, m.weight_scale, m.bias)
     if getattr(m, 'pre_quant_scale', None) is not None: x = (x.float() * m.pre_quant_scale.float()).to(x.dtype)
-    w = (m.weight.float() * m.weight_scale[:, None]).to(x.dtype) if m.layout == 'int8_wo' else m.weight
-    return F.linear(x, w, m.bias)
+    return F.linear(x, m.weight, m.bias)
 
 def _route(m, x, index, weights):
     "Send each token through the experts that its router chose (x [tokens, hidden], index and weights [tokens, k])."
