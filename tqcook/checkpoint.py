@@ -112,7 +112,7 @@ class Findings:
         rows = [[f.severity, f'`{f.code}`', where(f), f.found, f.consequence, f.remedy] for f in self.items]
         return f'**{self.summary}**\n\n' + md_table(rows, ['', 'code', 'where', 'found', 'otherwise', 'what to do'])
 
-# %% ../nbs/08_checkpoint.ipynb #422ace8e
+# %% ../nbs/08_checkpoint.ipynb #f0293b06
 _AGAIN, _GET, _BF16 = 'export again', 'get the file again and compare its size', 'quantize the original BF16 model with tqcook'
 _UNSET = 'the layer stays uninitialised'
 RULES = {  # code: (severity, expected, consequence, remedy)
@@ -259,7 +259,7 @@ RULES = {  # code: (severity, expected, consequence, remedy)
             'calibrate the KV cache and export again'),
     # the ends of the model
     'embedding-quantized': ('error', 'BF16', 'the loader reads no scale for it', 'exclude it and export again'),
-    'vocab-size': ('warning', '', 'ids beyond the table crash or read garbage',
+    'vocab-size': ('error', '', 'ids beyond the table crash or read garbage',
             'config and weights do not belong together'),
     'lm-head-missing': ('error', 'the head, or tied embeddings', 'the head stays uninitialised',
             'set tie_word_embeddings, or export the head'),
@@ -758,7 +758,7 @@ def make_portable(path,   # a checkpoint directory
         put('tokenizer_config.json', old, new)
     return changed
 
-# %% ../nbs/08_checkpoint.ipynb #29902ddb
+# %% ../nbs/08_checkpoint.ipynb #17b090a0
 def _linears(c):
     "{module: leaves} of the 2-D weights inside decoder layers, routers excepted."
     return {m: t for m, t in c.modules.items() if 'weight' in t and len(t['weight'].shape) == 2
@@ -776,11 +776,21 @@ def _algo_of(c, m):
     a = None if c.excluded(m) else canonical_algo(_entry(c, m).get('quant_algo'))
     return None if a == 'NO_QUANT' else a
 
+_LEFT = ('.qweight', '.qzeros', '.g_idx', '.SCB', '.weight.absmax', '_quantizer._amax', '_quantizer._pre_quant_scale')
+
+def _check_stray(c):
+    for k, t in c.tensors.items():
+        if k.endswith(_LEFT): yield _f('stray-tensor', "a tensor of another tool's", file=t.file, tensor=k)
+
+def _is_quantized(t):
+    "Whether the leaves of a module hold a quantized weight."
+    return t['weight'].dtype in _QUANTIZED or 'weight_scale' in t or 'weight_scale_inv' in t
+
 def _check_linears(c):
     want = expected_shapes(c.config)
     for m, t in _linears(c).items():
         w, algo, at = t['weight'], _algo_of(c, m), dict(file=t['weight'].file, tensor=m)
-        quantized = w.dtype in _QUANTIZED or 'weight_scale' in t or 'weight_scale_inv' in t
+        quantized = _is_quantized(t)
         if algo and not quantized:
             yield _f('bf16-not-excluded', f'{w.dtype} in a module that is declared {algo}',
                      expected=f'a weight in {algo}', **at); continue
@@ -813,11 +823,8 @@ def _check_layer(c, m, t, algo, o, i):
             yield _f(f'{kind}-shape', str(list(x.shape)), expected=' or '.join(str(list(s)) for s in shapes),
                      tensor=name, **at)
     if algo == 'FP8' and 'input_scale' not in t: yield _f('dynamic-activations', 'no input_scale', tensor=m, **at)
-    for x in t:
-        if x in ('qweight', 'qzeros', 'g_idx', 'SCB', 'absmax') or x.startswith('_amax'):
-            yield _f('stray-tensor', f'a tensor named {x}', tensor=f'{m}.{x}', **at)
 
-# %% ../nbs/08_checkpoint.ipynb #278ace09
+# %% ../nbs/08_checkpoint.ipynb #8982c059
 FUSED = [('q_proj', 'k_proj', 'v_proj'), ('gate_proj', 'up_proj'), ('w1', 'w3')]  # what TensorRT-LLM joins
 
 def _fused(c):
@@ -834,6 +841,7 @@ def _check_fused(c, deep):
     requantized, effect = [], []
     for g in _fused(c):
         algos, at = [_algo_of(c, m) for m in g], dict(tensor=g[0], file=c.modules[g[0]]['weight'].file)
+        if not all(a is None or _is_quantized(c.modules[m]) for a, m in zip(algos, g)): continue  # reported already
         if len(set(algos)) > 1: yield _f('fused-mixed', _short(g, [a or 'excluded' for a in algos]), **at); continue
         for leaf in ('weight_scale_2', 'input_scale', 'weight_scale') if algos[0] else ():
             has = [leaf in c.modules[m] for m in g]
@@ -1016,7 +1024,7 @@ def _check_legacy(c, backend):
             yield _f('scale-shape', str(list(s.shape)), expected=f'[{w.shape[0]}]', file=w.file,
                      tensor=f'{m}.weights_scaling_factor')
 
-# %% ../nbs/08_checkpoint.ipynb #e1c73bca
+# %% ../nbs/08_checkpoint.ipynb #27c369fe
 def check(path,             # checkpoint directory
           trtllm='1.2.1',   # TensorRT-LLM's version, 1.0 to 1.4.0rc
           device=None,      # GPU that shall serve it: a Device, a name such as 'h100', or None
@@ -1055,6 +1063,7 @@ def _checks(c, v, trtllm, backend, sm, name, deep):
         if c.algo and not codes & {'ct-int8-as-fp8', 'ct-strategy', 'quant-algo-unknown', 'quant-algo-version'}:
             yield from _check_linears(c)
             yield from _check_fused(c, deep)
+        yield from _check_stray(c)
         yield from _check_ends(c)
     yield from _check_kv(c, sm)
     yield from _check_scales(c, deep)

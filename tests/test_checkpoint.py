@@ -1,0 +1,189 @@
+"checkpoint.check: good checkpoints give their expected findings and no other, each broken one its own."
+import json, os, time
+
+import numpy as np
+import pytest
+
+import broken
+from tqcook import checkpoint
+from tqcook.checkpoint import CHECK_SCHEMA, RULES, BadCheckpoint, Checkpoint, check
+from tqcook.core import CookError
+
+FUSED = {'fused-requantized'}
+EXPECTED = {  # scheme: findings on a GPU that runs it
+    'fp8': set(), 'fp8+kv': set(), 'fp8_rowwise': set(), 'fp8_block': {'activations-too'}, 'int8_sq': {'algo-unsupported'},
+    'int8_wo': {'undocumented'}, 'int4_awq': set(), 'nvfp4': set(), 'none': {'not-quantized'}}
+
+def _device(scheme): return 'b200' if scheme == 'nvfp4' else 'h100'
+
+@pytest.mark.parametrize('name', EXPECTED)
+def test_good_checkpoints_give_exactly_their_expected_findings(name, tmp_path):
+    scheme, _, kv = name.partition('+')
+    d = broken.write(broken.good(scheme, kv='FP8' if kv else None), tmp_path/'c')
+    for deep in (False, True): assert set(check(d, device=_device(scheme), deep=deep).codes) == EXPECTED[name]
+
+def test_int8_smoothquant_is_one_error_that_points_to_the_legacy_layout(tmp_path):
+    found = check(broken.write(broken.good('int8_sq'), tmp_path/'c'))
+    assert len(found.errors) == 1 and found.errors[0].code == 'algo-unsupported'
+    assert 'trtllm_legacy' in found.errors[0].remedy and '1.2.1' in found.errors[0].remedy
+    assert check(broken.write(broken.legacy(), tmp_path/'l')).codes == []
+
+def test_sharded_compressed_and_legacy_good_ones(tmp_path):
+    for i, c in enumerate((broken.sharded(), broken.compressed(), broken.legacy())):
+        assert check(broken.write(c, tmp_path/str(i)), deep=True).codes == [], i
+
+@pytest.fixture(scope='module')
+def baseline(tmp_path_factory):
+    "Findings of the unbroken checkpoint that a case starts from."
+    seen = {}
+    def codes(make, deep):
+        if (make, deep) not in seen: seen[make, deep] = set(check(broken.write(make(), tmp_path_factory.mktemp('good')/'c'), deep=deep).codes)
+        return seen[make, deep]
+    return codes
+
+@pytest.mark.parametrize('name', broken.CASES)
+def test_each_broken_checkpoint_gives_its_own_finding(name, baseline, tmp_path):
+    case = broken.CASES[name]
+    before = baseline(case['make'], case['kw'].get('deep', False))
+    c = case['make']()
+    case['break_'](c)
+    found = check(broken.write(c, tmp_path/'bad'), **case['kw'])
+    assert case['code'] in found.codes, str(found)
+    assert set(found.codes) - before - case['also'] == {case['code']}, str(found)
+    f = next(f for f in found if f.code == case['code'])
+    assert f.severity in (RULES[f.code][0], 'warning') and f.found
+    if f.severity == 'error': assert f.remedy and (f.consequence or f.expected)
+    if case['where']: assert case['where'] in (f.file, f.tensor), f
+    assert found.ok == (not any(x.severity == 'error' for x in found))
+
+def test_the_corpus_is_large_and_covers_most_rules():
+    codes = {c['code'] for c in broken.CASES.values()}
+    assert len(broken.CASES) >= 30 and len(codes) >= 30
+
+@pytest.mark.parametrize('name', ['gptq', 'gigabyte_header', 'nan_scale', 'second_shard_missing', 'nvfp4_on_hopper'])
+def test_json_follows_its_schema(name, tmp_path):
+    import jsonschema
+    case, c = broken.CASES[name], broken.CASES[name]['make']()
+    case['break_'](c)
+    report = json.loads(json.dumps(check(broken.write(c, tmp_path/'c'), **case['kw']).to_dict()))
+    jsonschema.validate(report, CHECK_SCHEMA)
+    jsonschema.validate(json.loads(json.dumps(check(broken.write(broken.good(), tmp_path/'g')).to_dict())), CHECK_SCHEMA)
+    for wrong in (dict(report, ok='yes'), {k: v for k, v in report.items() if k != 'findings'},
+                  dict(report, findings=[dict(report['findings'][0], severity='fatal')])):
+        with pytest.raises(jsonschema.ValidationError): jsonschema.validate(wrong, CHECK_SCHEMA)
+
+def test_open_raises_one_sentence(tmp_path):
+    for name, word in (('a_lora_adapter', 'merge'), ('pickle_only', 'pickle'), ('second_shard_missing', 'model-00002'), ('gigabyte_header', '100 MB')):
+        c = broken.CASES[name]['make']()
+        broken.CASES[name]['break_'](c)
+        with pytest.raises(CookError, match=word) as e: Checkpoint.open(broken.write(c, tmp_path/name))
+        assert '\n' not in str(e.value)
+
+def test_what_does_not_exist_is_an_error_not_a_finding(tmp_path):
+    with pytest.raises(CookError, match='no such directory'): check(tmp_path/'nothing')
+    (tmp_path/'m.gguf').write_bytes(b'GGUF')
+    assert check(tmp_path/'m.gguf').codes == ['gguf']
+    d = broken.write(broken.good(), tmp_path/'c')
+    for kw in (dict(trtllm='newest'), dict(device='h1000'), dict(backend='onnx')):
+        with pytest.raises(CookError): check(d, **kw)
+
+def test_a_link_inside_the_hub_cache_is_fine(tmp_path):
+    blobs, snap = tmp_path/'models--a--b'/'blobs', tmp_path/'models--a--b'/'snapshots'/'rev'
+    broken.write(broken.good(), blobs)
+    snap.mkdir(parents=True)
+    for p in blobs.iterdir(): (snap/p.name).symlink_to(f'../../blobs/{p.name}')
+    assert check(snap).codes == []
+
+@pytest.mark.parametrize('scheme', ['fp8', 'fp8_rowwise', 'fp8_block', 'int8_wo', 'int4_awq', 'nvfp4'])
+def test_dequantize_gives_back_the_weight(scheme, tmp_path):
+    c, bound = Checkpoint.open(broken.write(broken.good(scheme), tmp_path/'c')), dict(int4_awq=.13, nvfp4=.11, int8_wo=.01).get(scheme, .03)
+    for m, w in broken.weights().items():
+        rel = np.linalg.norm(c.dequantize(m) - w) / np.linalg.norm(w)
+        assert rel < bound, (m, rel)
+
+def test_read_agrees_with_the_safetensors_library(tmp_path):
+    torch = pytest.importorskip('torch')
+    from safetensors.torch import load_file
+    d = broken.write(broken.good('nvfp4'), tmp_path/'c')
+    c, ref = Checkpoint.open(d), load_file(d/broken.ONE)
+    assert set(ref) == set(c.tensors)
+    for k, t in ref.items():
+        mine = c.read(k)
+        assert mine.dtype == t.dtype and mine.shape == t.shape and torch.equal(mine.view(torch.uint8) if mine.ndim else mine, t.view(torch.uint8) if t.ndim else t)
+        np.testing.assert_array_equal(c.array(k), t.float().numpy() if t.is_floating_point() else t.numpy())
+
+def test_make_portable_mends_what_transformers_5_writes(tmp_path):
+    c = broken.good()
+    broken.rotary_base_under_its_new_name_only(c); broken.tokenizer_of_transformers_5(c)
+    c['json']['tokenizer_config.json']['extra_special_tokens'] = ['<|a|>']
+    d = broken.write(c, tmp_path/'c')
+    assert set(check(d).codes) == {'rope-spelling', 'tokenizer-class'}
+    assert checkpoint.make_portable(d) == ['config.json', 'tokenizer_config.json'] and checkpoint.make_portable(d) == []
+    assert check(d).codes == []
+    t = json.loads((d/'tokenizer_config.json').read_text())
+    assert t == dict(tokenizer_class='PreTrainedTokenizerFast', additional_special_tokens=['<|a|>'])
+
+def sparse(d, layers=32, target=8_000_000_000):
+    "An FP8 checkpoint of 8 GB: headers and scales are real, weights are holes that cost no disk."
+    h, f, kv, v = 4096, 14336, 1024, 128256
+    shapes = {'self_attn.q_proj': (h, h), 'self_attn.k_proj': (kv, h), 'self_attn.v_proj': (kv, h), 'self_attn.o_proj': (h, h),
+              'mlp.gate_proj': (f, h), 'mlp.up_proj': (f, h), 'mlp.down_proj': (h, f)}
+    head, scales, at = {}, [], 0
+    def add(k, dtype, shape, nbytes):
+        nonlocal at
+        head[k] = dict(dtype=dtype, shape=list(shape), data_offsets=[at, at + nbytes]); at += nbytes
+        if dtype == 'F32': scales.append(at - 4)
+    add('model.embed_tokens.weight', 'BF16', (v, h), 2 * v * h)
+    add('lm_head.weight', 'BF16', (v, h), 2 * v * h)
+    for l in range(layers):
+        for m, (o, i) in shapes.items():
+            add(f'model.layers.{l}.{m}.weight', 'F8_E4M3', (o, i), o * i)
+            for s in ('weight_scale', 'input_scale'): add(f'model.layers.{l}.{m}.{s}', 'F32', (), 4)
+    raw = json.dumps(head).encode()
+    d.mkdir()
+    with open(d/'model.safetensors', 'wb') as file:
+        file.write(len(raw).to_bytes(8, 'little') + raw)
+        for s in scales: file.seek(8 + len(raw) + s); file.write(np.float32(1e-3).tobytes())
+        file.truncate(8 + len(raw) + at)
+    c = broken.good()
+    cfg = c['json']['config.json'] | dict(hidden_size=h, intermediate_size=f, num_attention_heads=32, num_key_value_heads=8, head_dim=128, num_hidden_layers=layers, vocab_size=v)
+    for n, x in (c['json'] | {'config.json': cfg}).items(): (d/n).write_text(json.dumps(x))
+    assert at > target, at
+    return d
+
+def test_eight_gigabytes_are_checked_within_a_second(tmp_path):
+    d = sparse(tmp_path/'c')
+    t = time.perf_counter()
+    found = check(d, device='h200')
+    seconds = time.perf_counter() - t
+    assert found.codes == [] and found.about['tensors'] > 300 and found.about['bytes'] > 8e9
+    assert seconds < 1, seconds
+    print(f"checked {found.about['tensors']} tensors, {found.about['bytes'] / 1e9:.1f} GB in {seconds:.3f} s")
+
+def test_random_damage_never_escapes_as_a_traceback(tmp_path):
+    "Flip bytes in headers and configs: findings or a CookError, nothing else."
+    d, rng = broken.write(broken.good('nvfp4'), tmp_path/'c'), np.random.default_rng(0)
+    for name in (broken.ONE, 'config.json', 'hf_quant_config.json', 'tokenizer_config.json'):
+        good = (d/name).read_bytes()
+        n = 8 + int.from_bytes(good[:8], 'little') if name == broken.ONE else len(good)
+        for _ in range(60):
+            b = bytearray(good)
+            for i in rng.integers(0, min(n, 4000), 3): b[i] = rng.integers(0, 256) if rng.random() < .5 else rng.choice(list(b'0123456789"[]{},:nulltrue'))
+            (d/name).write_bytes(b)
+            check(d, deep=bool(rng.integers(2)))
+        (d/name).write_bytes(good)
+    for key, values in (('quantization', [None, 3, [], 'FP8', {}]), ('producer', [None, 'x', []])):
+        for v in values:
+            (d/'hf_quant_config.json').write_text(json.dumps(json.loads(json.dumps(broken.good('nvfp4')['json']['hf_quant_config.json'])) | {key: v}))
+            check(d, trtllm='1.4.0rc1')
+
+def test_needs_neither_torch_nor_modelopt():
+    import subprocess, sys
+    code = 'import sys; from tqcook import checkpoint; print([m for m in ("torch", "modelopt", "transformers", "matplotlib") if m in sys.modules])'
+    assert subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True, env=dict(os.environ)).stdout.strip() == '[]'
+
+def test_the_exported_demonstration_model(demo_fp8, demo_int8_sq, demo_int8_wo):
+    "What quantize.export writes gives the findings of its scheme (FP8's q/k/v scales differ: ModelOpt leaves them)."
+    assert set(check(demo_fp8, device='h100', deep=True).codes) - FUSED == EXPECTED['fp8']
+    assert set(check(demo_int8_sq, deep=True).codes) == EXPECTED['int8_sq']
+    assert set(check(demo_int8_wo, deep=True).codes) == EXPECTED['int8_wo']
