@@ -285,7 +285,7 @@ def settled(
     curve = np.mean([np.maximum.accumulate(v[:, rng.permutation(v.shape[1])], 1) / top for _ in range(shuffles)], 0)
     return (curve >= 1 - tol).argmax(1) + 1, curve
 
-# %% ../nbs/06_calibration.ipynb #fd30ce20
+# %% ../nbs/06_calibration.ipynb #3a0b9de6
 def text_facts(
     corpus, # calibration windows
     tokenizer=None, # to look at the characters and for its chat template
@@ -308,22 +308,23 @@ def text_facts(
         odd = sum(c == '\ufffd' or (ord(c) < 32 and c not in '\t\n\r\f') for c in text) / max(len(text), 1)
         facts['unprintable_share'] = odd
         if odd > .02: warn.append(f'{odd:.0%} of the calibration characters are control characters or not decodable: binary data; give text')
-        if getattr(tokenizer, 'chat_template', None) and not facts['chat_template']:
-            warn.append('the tokenizer has a chat template but the calibration text is plain: if the model serves chats, calibrate on {"messages": ...} lines, which go through the template')
+        facts['tokenizer_has_chat_template'] = bool(getattr(tokenizer, 'chat_template', None))
     if target is not None and len(target.windows):
         from tqcook.data import overlap
         t = [np.asarray(x) for x in target.windows]
         seen = np.zeros(max(int(x.max()) for x in w + t) + 1, bool); seen[np.concatenate(w)] = True
         facts |= dict(target_windows=len(t), unseen_token_share=float(1 - seen[np.concatenate(t)].mean()), leak_share=overlap(corpus, target),
                       length_ratio=float(np.mean([len(x) for x in t]) / np.mean([len(x) for x in w])))
+        if getattr(target, 'chat', False) != facts['chat_template']:
+            warn.append(f"the chat template was applied to the {'calibration' if facts['chat_template'] else 'target'} text only: its special tokens set ranges of their own; calibrate on text of the same form")
         if facts['leak_share'] > .01:
             warn.append(f"{facts['leak_share']:.1%} of the target text's 13-token runs stand in the calibration text too: a quality figure on it is flattered; judge on text that calibration never saw")
-        if facts['unseen_token_share'] > .05:
+        if facts['unseen_token_share'] > .1:
             warn.append(f"{facts['unseen_token_share']:.1%} of the target text consists of tokens that calibration never saw: it is text of another kind; calibrate on text like the target")
         if facts['length_ratio'] > 4: warn.append(f"target windows are {facts['length_ratio']:.0f} times as long as calibration windows; calibrate at the length that will be served")
     return facts, warn
 
-# %% ../nbs/06_calibration.ipynb #06660460
+# %% ../nbs/06_calibration.ipynb #d6ce7192
 @dataclass
 class QuantizerStat:
     "One quantizer: its range and how the values lie in it."
@@ -339,7 +340,7 @@ class QuantizerStat:
     settled: int|None = None # samples after which amax stays within 5 % of its final value
     drift: float|None = None # largest magnitude on the target text, relative to amax
 
-@dataclass
+@dataclass(repr=False)
 class CalibrationReport:
     "What calibration saw and what it set."
     scheme: str
@@ -356,6 +357,7 @@ class CalibrationReport:
     curve: object = None # [samples] worst and mean of the settling curves
     measured_on: str = '' # 'target text' or 'calibration text': where saturation and underflow were counted
 
+    def __repr__(self): return f'CalibrationReport({self.scheme}, {self.samples} samples, {len(self.stats)} quantizers, {len(self.warnings)} warnings)'
     def inputs(self): return [s for s in self.stats if s.role == 'input']
     def worst(self, what): # the quantizer with the largest saturation, underflow, drift or settled
         have = [s for s in self.inputs() if getattr(s, what) is not None]
