@@ -149,7 +149,7 @@ def _spans(n: int, context: int, stride: int, policy: str):
             yield a, end, done - a
             done = end
 
-# %% ../nbs/03_data.ipynb #4b7e7909
+# %% ../nbs/03_data.ipynb #038f3b9c
 @dataclass
 class Corpus:
     "Token windows with their provenance."
@@ -173,6 +173,7 @@ class Corpus:
     @property
     def n_tokens(self): return int(sum(len(w) for w in self.windows))
     def __len__(self): return len(self.windows)
+    def __repr__(self): return self._repr_markdown_().replace('**', '').replace('`', '')
     def info(self) -> dict:
         return dict(source=self.source, sha256=self.sha256, tokenizer=self.tokenizer, policy=self.policy, context=self.context, stride=self.stride, bos=self.bos,
                     windows=len(self), windows_available=self.n_available, documents=self.n_documents, tokens=self.n_tokens, scored=self.n_scored,

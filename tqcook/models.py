@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SHAPES', 'TINY', 'Loaded', 'tokenizer_sha', 'shape_config', 'inspect_dir', 'check_finite', 'demo_path',
-           'demo_tokenizer', 'load', 'peek', 'linears', 'expert_tensors', 'tiny']
+           'demo_tokenizer', 'load', 'linears', 'expert_tensors', 'peek', 'tiny']
 
 # %% ../nbs/02_models.ipynb #05076b24
 import contextlib, json, re, struct, warnings
@@ -218,6 +218,20 @@ def _build(cfg, dev, dtype, seed, attn, name) -> Loaded:
     tok = demo_tokenizer() if demo_path().joinpath('tokenizer.json').exists() and cfg.get_text_config().vocab_size >= 4096 else None
     return Loaded(m, tok, name, weights='random', device=dev, dtype=dtype)
 
+# %% ../nbs/02_models.ipynb #dfa64386
+def linears(
+    model, # a Hugging Face causal LM
+) -> dict: # module name -> nn.Linear or Conv1D, in order, output head left out
+    "The linear layers of the decoder's body."
+    import torch
+    head = model.get_output_embeddings()
+    is_linear = lambda m: isinstance(m, torch.nn.Linear) or type(m).__name__ == 'Conv1D' # GPT-2 keeps its weights transposed in a class of its own
+    return {n: m for n, m in model.named_modules() if is_linear(m) and m is not head}
+
+def expert_tensors(model) -> dict:
+    "Experts that transformers keeps as 3-D parameters (Mixtral and others) and that `linears` cannot see: name -> parameter."
+    return {n: p for n, p in model.named_parameters() if p.ndim == 3 and 'expert' in n}
+
 # %% ../nbs/02_models.ipynb #81b02923
 def peek(
     model: str, # as for `load`
@@ -238,20 +252,6 @@ def peek(
     c = cfg.get_text_config()
     return dict(parameters=total, linear=lin, other=total - lin, bytes=2 * total, layers=c.num_hidden_layers, vocab_size=c.vocab_size,
                 context=getattr(c, 'max_position_embeddings', None) or getattr(c, 'n_positions', 0), architecture=type(m).__name__)
-
-# %% ../nbs/02_models.ipynb #dfa64386
-def linears(
-    model, # a Hugging Face causal LM
-) -> dict: # module name -> nn.Linear or Conv1D, in order, output head left out
-    "The linear layers of the decoder's body."
-    import torch
-    head = model.get_output_embeddings()
-    is_linear = lambda m: isinstance(m, torch.nn.Linear) or type(m).__name__ == 'Conv1D' # GPT-2 keeps its weights transposed in a class of its own
-    return {n: m for n, m in model.named_modules() if is_linear(m) and m is not head}
-
-def expert_tensors(model) -> dict:
-    "Experts that transformers keeps as 3-D parameters (Mixtral and others) and that `linears` cannot see: name -> parameter."
-    return {n: p for n, p in model.named_parameters() if p.ndim == 3 and 'expert' in n}
 
 # %% ../nbs/02_models.ipynb #8a833dac
 _small = dict(hidden_size=128, intermediate_size=256, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, vocab_size=4096,
