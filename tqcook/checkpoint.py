@@ -1133,7 +1133,7 @@ def explain(c: Checkpoint,
 
 Checkpoint.dequantize, Checkpoint.explain = dequantize, explain
 
-# %% ../nbs/08_checkpoint.ipynb #ffd6afaf
+# %% ../nbs/08_checkpoint.ipynb #6507c8de
 def plot_scales(c: Checkpoint,
                 module: str,      # a layer with block scales (NVFP4, FP8 in blocks, AWQ)
                 original=None,    # the weight before quantization, [out, in], drawn over the grid
@@ -1147,7 +1147,7 @@ def plot_scales(c: Checkpoint,
     if s.ndim != 2: raise CookError(f'{module} has {s.size} weight scales and no blocks; a picture of blocks needs NVFP4, INT4 or FP8 in blocks')
     if 'weight_scale_2' in t: s = s * c.array(f'{module}.weight_scale_2')
     n = w.shape[1] // s.shape[1]
-    fig, (left, right) = plt.subplots(1, 2, figsize=(9, 3), width_ratios=(1, 1.2), layout='constrained')
+    fig, (left, right) = plt.subplots(1, 2, figsize=(8, 2.8), dpi=80, width_ratios=(1, 1.2), layout='constrained')
     im = left.imshow(np.log2(np.maximum(s[:48, :24], 1e-30)), aspect='auto', cmap='viridis')
     fig.colorbar(im, label='log2 of the scale')
     left.set(title='one scale for each block', xlabel=f'block of {n} inputs', ylabel='output row')
@@ -1163,9 +1163,10 @@ def plot_scales(c: Checkpoint,
 
 Checkpoint.plot = plot_scales
 
-# %% ../nbs/08_checkpoint.ipynb #f471e4bf
+# %% ../nbs/08_checkpoint.ipynb #4064b019
 PASSPORT, EVALUATION, CARD = 'passport.json', 'evaluation.json', 'README.md'
 READ_ALL = 1 << 30  # bytes: directories up to here are hashed whole before each load
+_ALWAYS = 1 << 25   # bytes: files up to here are hashed always
 
 class Passport(dict):
     "What a checkpoint or an engine was made from and for."
@@ -1248,7 +1249,7 @@ def _verify_evaluation(d, p):
     if e and e.get('passport') != p.checksum: yield _f('evaluation-other',
                                                        f"made for passport {str(e.get('passport'))[:12]}...", file=EVALUATION)
 
-# %% ../nbs/08_checkpoint.ipynb #8f262e0f
+# %% ../nbs/08_checkpoint.ipynb #222f27ef
 RULES |= {
     'no-passport': ('warning', 'passport.json', 'nobody can tell what this was made from, or whether it changed',
                     'checkpoints from elsewhere have none'),
@@ -1303,7 +1304,7 @@ def _verify_files(d, p, deep, about):
         st = (d/n).stat()
         if st.st_size != want['bytes']: items.append(_f('file-size', f'{st.st_size} bytes',
                                                         expected=f"{want['bytes']} bytes", file=n)); continue
-        if not deep and want['bytes'] > 1 << 25 and (st.st_mtime_ns == want['mtime_ns'] or memory.knows(n, st)):
+        if not deep and want['bytes'] > _ALWAYS and (st.st_mtime_ns == want['mtime_ns'] or memory.knows(n, st)):
             try: same = _header_sha(d/n) == want.get('header_sha256')
             except BadCheckpoint: same = False
             if not same: items.append(_f('file-changed', 'its header is another', file=n))

@@ -1,0 +1,208 @@
+"The passport: accidents are caught and named, copies are not accidents, and large directories stay quick."
+import json, os, shutil, time
+
+import numpy as np
+import pytest
+
+import broken
+from test_checkpoint import sparse
+from tqcook import checkpoint
+from tqcook.checkpoint import verify, verify_or_refuse, write_passport
+from tqcook.core import CookError, sha256
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    "Every test has its own cache of verified files."
+    monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path/'cache'))
+    return tmp_path/'cache'
+
+@pytest.fixture
+def ck(tmp_path):
+    d = broken.write(broken.sharded(), tmp_path/'ck')
+    write_passport(d, scheme='fp8', kv='none', recipe='test', parameters=dict(a=1), model=dict(name='tiny', weights='random'))
+    return d
+
+def flip(path, at=-100):
+    b = bytearray(path.read_bytes()); b[at] ^= 1
+    path.write_bytes(b)
+
+def pretend_large(monkeypatch): monkeypatch.setattr(checkpoint, 'READ_ALL', 1000)
+
+def test_it_says_what_the_directory_was_made_from(ck):
+    p = checkpoint.read_passport(ck)
+    assert p['scheme'] == 'fp8' and p['parameters'] == {'a': 1} and p['kind'] == 'checkpoint' and p['versions']['python']
+    assert set(p['files']) == {f.name for f in ck.iterdir()} - {'passport.json'}
+    for n, f in p['files'].items():
+        assert f['sha256'] == sha256(ck/n) and f['bytes'] == (ck/n).stat().st_size
+        assert ('header_sha256' in f) == n.endswith('.safetensors')
+    assert verify(ck).codes == []
+
+def test_no_passport_is_a_warning(tmp_path):
+    found = verify(broken.write(broken.good(), tmp_path/'c'))
+    assert found.codes == ['no-passport'] and found.ok
+    verify_or_refuse(tmp_path/'c')
+
+@pytest.mark.parametrize('name', ['model-00002-of-00002.safetensors', 'config.json', 'tokenizer.json', 'hf_quant_config.json'])
+def test_one_byte_in_any_file_is_refused_and_named(ck, name):
+    flip(ck/name, -20)
+    assert verify(ck).codes == ['file-changed']
+    with pytest.raises(CookError, match=name): verify_or_refuse(ck)
+
+def test_what_else_can_happen_to_a_directory(ck):
+    shard, size = ck/'model-00001-of-00002.safetensors', (ck/'config.json').stat().st_size
+    with open(ck/'config.json', 'a') as f: f.write(' ')
+    (found,) = verify(ck)
+    assert (found.code, found.file) == ('file-size', 'config.json') and str(size) in found.expected
+    with open(ck/'config.json', 'r+') as f: f.truncate(size)
+    assert verify(ck).codes == []
+    shutil.copy(shard, ck/'model-extra.safetensors')
+    assert verify(ck).codes == ['file-extra']
+    (ck/'model-extra.safetensors').unlink()
+    (ck/'notes.txt').write_text('hello')
+    assert verify(ck).codes == ['file-added'] and verify(ck).ok
+    (ck/'README.md').write_text('a card may change')
+    shard.unlink()
+    assert set(verify(ck).codes) == {'file-missing', 'file-added'}
+
+def test_a_passport_edited_by_hand(ck):
+    p = json.loads((ck/'passport.json').read_text())
+    p['calibration'] = dict(samples=512)
+    (ck/'passport.json').write_text(json.dumps(p))
+    assert verify(ck).codes == ['passport-edited']
+    for text in ('{}', '[]', 'nothing', json.dumps(p | dict(schema=2)), json.dumps(p | dict(files={'../x': dict(bytes=1, mtime_ns=1, sha256='')}))):
+        (ck/'passport.json').write_text(text)
+        assert verify(ck).codes == ['passport-json'], text
+        with pytest.raises(CookError): verify_or_refuse(ck)
+
+def test_the_same_passport_formatted_anew_is_the_same(ck):
+    p = json.loads((ck/'passport.json').read_text())
+    (ck/'passport.json').write_text(json.dumps(dict(reversed(p.items()))))
+    assert verify(ck).codes == []
+
+def test_written_once(ck):
+    with pytest.raises(CookError, match='written once'): write_passport(ck)
+    write_passport(ck, replace=True, scheme='fp8')
+    assert verify(ck).codes == []
+
+def test_a_copy_with_new_times_is_no_mismatch(ck, tmp_path, monkeypatch):
+    "A clone or a copy sets new times; bytes decide."
+    shutil.copytree(ck, tmp_path/'copy', copy_function=shutil.copy)
+    assert verify(tmp_path/'copy').codes == []
+
+def test_large_directories_hash_only_what_is_new_in_time(ck, cache, monkeypatch):
+    pretend_large(monkeypatch)
+    monkeypatch.setattr(checkpoint, '_ALWAYS', 1000)  # hash only tiny files without reason
+    shard = ck/'model-00002-of-00002.safetensors'
+    assert verify(ck).about['hashed'] < 1000
+    os.utime(shard)
+    first, again = verify(ck), verify(ck)
+    assert first.codes == again.codes == [] and first.about['hashed'] >= shard.stat().st_size > again.about['hashed']  # remembered
+    shutil.rmtree(cache)
+    assert verify(ck).about['hashed'] >= shard.stat().st_size  # forgetting costs a hash, nothing else
+    flip(shard)
+    assert verify(ck).codes == ['file-changed']  # a new time again, so the bytes are looked at
+    assert verify(ck).codes == ['file-changed']
+
+def test_without_deep_a_large_file_with_its_old_time_is_judged_by_its_header(ck, monkeypatch):
+    "What is not looked at is known: only deep sees a changed byte behind an unchanged time."
+    pretend_large(monkeypatch); monkeypatch.setattr(checkpoint, '_ALWAYS', 1000)
+    shard = ck/'model-00002-of-00002.safetensors'
+    t = shard.stat()
+    flip(shard); os.utime(shard, ns=(t.st_atime_ns, t.st_mtime_ns))
+    assert verify(ck).codes == [] and verify(ck, deep=True).codes == ['file-changed']
+    flip(shard); flip(shard, 60); os.utime(shard, ns=(t.st_atime_ns, t.st_mtime_ns))
+    assert verify(ck).codes == ['file-changed']
+
+def test_a_cache_that_cannot_be_written_or_read(ck, cache, monkeypatch):
+    pretend_large(monkeypatch); monkeypatch.setattr(checkpoint, '_ALWAYS', 1000)
+    cache.write_text('a file where a folder should be')
+    os.utime(ck/'model-00002-of-00002.safetensors')
+    assert verify(ck).codes == []
+
+def test_eight_gigabytes_are_verified_at_once(tmp_path, monkeypatch):
+    d = sparse(tmp_path/'c')
+    hashes = []
+    def quick(p):  # hashing 8 GB of holes to write the passport would take this test's time, not the verification's
+        if not isinstance(p, (str, bytes)): hashes.append(p.name)
+        return '0' * 64 if getattr(p, 'name', '') == 'model.safetensors' else sha256(p)
+    monkeypatch.setattr(checkpoint, 'sha256', quick)
+    write_passport(d, scheme='fp8')
+    hashes.clear()
+    t = time.perf_counter()
+    found = verify(d)
+    seconds = time.perf_counter() - t
+    assert found.codes == [] and 'model.safetensors' not in hashes and 'config.json' in hashes
+    assert seconds < .2, seconds
+    print(f'verified 8 GB in {seconds * 1e3:.1f} ms')
+
+def engine(tmp_path, **kw):
+    d = tmp_path/'engine'
+    d.mkdir(parents=True)
+    (d/'rank0.engine').write_bytes(b'engine'); (d/'config.json').write_text('{}')
+    write_passport(d, kind='engine', **(dict(device=dict(name='NVIDIA A100-SXM4-80GB', sm=80), parallel=dict(tp=1, pp=1)) | kw))
+    return d
+
+def test_an_engine_is_bound_to_its_gpu(tmp_path):
+    d = engine(tmp_path)
+    assert verify(d, device='a100').codes == []
+    with pytest.raises(CookError, match='A100.*H100'): verify_or_refuse(d, device='h100')
+    e = engine(tmp_path/'b', device=dict(name='NVIDIA H100 80GB HBM3', sm=90))
+    found = verify(e, device='h200')
+    assert found.codes == ['engine-other-gpu'] and found.ok and 'H100' in found.items[0].found and 'H200' in found.items[0].found
+    many = engine(tmp_path/'c', device=dict(name='any RTX', sm=[89, 120]))
+    assert verify(many, device='rtx4090').codes == ['engine-other-gpu'] and not verify(many, device='h100').ok
+    assert verify(d, device='none').codes == []
+
+def test_an_engine_and_versions_and_ranks(tmp_path, monkeypatch):
+    d = engine(tmp_path, versions=dict(tensorrt='10.14.1'), parallel=dict(tp=2, pp=1))
+    monkeypatch.setattr(checkpoint, 'version', lambda dist: '10.15.1' if dist == 'tensorrt' else None)
+    assert set(verify(d, device='a100').codes) == {'engine-version', 'engine-ranks'}
+
+def test_an_engine_without_a_gpu_in_its_passport_is_not_written(tmp_path):
+    (tmp_path/'rank0.engine').write_bytes(b'x')
+    with pytest.raises(CookError, match='name and sm'): write_passport(tmp_path, kind='engine')
+    with pytest.raises(CookError, match='kind'): write_passport(tmp_path, kind='model')
+
+def test_no_gpu_here(tmp_path):
+    from tqcook import device
+    if device.detect('auto').kind == 'cuda': pytest.skip('there is a GPU here')
+    assert verify(engine(tmp_path)).codes == ['engine-no-gpu']
+
+def test_an_evaluation_belongs_to_its_passport(ck):
+    quality = dict(ppl_base=10., ppl_quant=10.1, ppl_ratio=1.01, ppl_ratio_ci95=[1.005, 1.015], verdict='INCONCLUSIVE', source='prose')
+    checkpoint.write_evaluation(ck, quality=quality)
+    assert verify(ck).codes == [] and checkpoint.read_evaluation(ck)['passport'] == checkpoint.read_passport(ck).checksum
+    write_passport(ck, replace=True, scheme='fp8')
+    assert verify(ck).codes == ['evaluation-other'] and verify(ck).ok
+    (ck/'evaluation.json').write_text('{')
+    assert verify(ck).codes == ['evaluation-json']
+
+def test_the_card_says_what_is_known_and_no_more(ck):
+    card = checkpoint.model_card(ck, base='org/model')
+    assert card.startswith('---\n') and 'base_model: "org/model"' in card and 'Not evaluated' in card and 'Random weights' in card
+    checkpoint.write_evaluation(ck, quality=dict(ppl_base=10., ppl_quant=10.1, ppl_ratio=1.01, ppl_ratio_ci95=[1.005, 1.015], verdict='FAIL', source='prose'))
+    card = checkpoint.write_card(ck, base='org/model').read_text()
+    assert '1.00500 to 1.01500' in card and 'FAIL' in card and 'trtllm-serve' in card and 'Not evaluated' not in card
+    assert verify(ck).codes == []  # the card is not part of what the passport vouches for
+    import yaml
+    assert yaml.safe_load(card.split('---')[1])['tags'][0] == 'tensorrt-llm'
+
+def test_the_card_of_what_cannot_be_served(tmp_path):
+    card = checkpoint.model_card(broken.write(broken.good('int8_sq'), tmp_path/'c'))
+    assert 'trtllm-serve' not in card and 'does not serve it' in card
+
+def test_killed_while_writing_leaves_no_passport(tmp_path, monkeypatch):
+    d = broken.write(broken.good(), tmp_path/'c')
+    def die(*a): raise KeyboardInterrupt
+    monkeypatch.setattr(os, 'replace', die)
+    with pytest.raises(KeyboardInterrupt): write_passport(d)
+    assert not [p for p in d.iterdir() if 'passport' in p.name]
+
+def test_the_demonstration_checkpoint_with_one_byte_changed(demo_fp8, tmp_path):
+    "The next load refuses and names the file."
+    from tqcook import engine as room
+    d = shutil.copytree(demo_fp8, tmp_path/'fp8')
+    if not (d/'passport.json').exists(): write_passport(d, scheme='fp8')
+    assert verify_or_refuse(d).ok
+    flip(d/'model.safetensors', -5000)
+    with pytest.raises(CookError, match='model.safetensors'): room.load(d, device='cpu')
