@@ -23,6 +23,7 @@ def checkpoint_of(loaded, out, scheme='fp8', scale=.05):
         if scheme != 'int8_wo': tensors[f'{n}.input_scale'] = torch.tensor(scale)
     out.mkdir()
     loaded.model.config.save_pretrained(out)
+    if loaded.tokenizer is not None: loaded.tokenizer.save_pretrained(out)
     if loaded.model.config.tie_word_embeddings: tensors.pop('lm_head.weight', None)
     save_file({k: v.contiguous() for k, v in tensors.items()}, out/'model.safetensors')
     algo = dict(fp8='FP8', int8_wo='W8A16', int8_sq='W8A8_SQ_PER_CHANNEL')[scheme]
