@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['WAYS', 'BUDGET', 'CONFIDENCE', 'HFLogits', 'as_logits', 'Scores', 'score', 'noisy', 'Comparison', 'Table',
-           'by_confidence', 'by_position', 'by_document', 'what_now', 'compare']
+           'by_confidence', 'by_position', 'by_document', 'what_now', 'compare', 'unquantized', 'Attribution',
+           'attribute', 'Parting', 'part']
 
 # %% ../nbs/05_perplexity.ipynb #c9c8196c
 import contextlib, math, os, tempfile, time
@@ -736,3 +737,199 @@ def _floor(t, kind):
     ln = stats.mean(t['nll_quant'][ok].astype(float) - t['nll_base'][ok], b)
     return dict(kind=kind, windows=len(b), tokens=int(ok.sum()), kld=stats.mean(t['kld'][ok], b, skewed=True), ppl_ratio=ln.map(math.exp),
                 top1=stats.share(t['same_top'][ok], b))
+
+# %% ../nbs/05_perplexity.ipynb #3bcbcdfc
+def _quantizers(model):
+    "The enabled quantizers of a fake-quantized model: name -> (module it belongs to, quantizer)."
+    out = {}
+    for n, q in model.named_modules():
+        if not (hasattr(q, 'is_enabled') and hasattr(q, 'disable') and q.is_enabled): continue
+        parts = n.split('.')
+        at = next((i for i, p in enumerate(parts) if 'quantizer' in p), len(parts) - 1)
+        out[n] = ('.'.join(parts[:at]), q)
+    return out
+
+def _group(name, quantizer, by):
+    "Label and exclude pattern of a module: by layer, by kind of projection, or by itself."
+    parts = name.split('.')
+    at = next((i for i, p in enumerate(parts) if p.isdigit()), None)
+    if by == 'layer': return ('other', name) if at is None else (f'layer {parts[at]}', '.'.join(parts[:at + 1]))
+    if by == 'kind': return ('kv cache', '') if 'bmm_quantizer' in quantizer else (parts[-1], f'*.{parts[-1]}')
+    return name, name
+
+@contextlib.contextmanager
+def unquantized(loaded,   # a fake-quantized `models.Loaded`
+                modules,  # patterns of module names whose quantizers are off within the block
+               ):
+    "Within this block some modules of a fake-quantized model compute in its own dtype."
+    from fnmatch import fnmatch
+    off = [q for m, q in _quantizers(loaded.model).values() if any(fnmatch(m, p) or fnmatch(m, p + '.*') for p in modules)]
+    for q in off: q.disable()
+    try: yield len(off)
+    finally:
+        for q in off: q.enable()
+
+# %% ../nbs/05_perplexity.ipynb #26d1b475
+@dataclass
+class Attribution:
+    "KL divergence of each group of modules quantized alone."
+    by: str            # 'layer', 'kind' or 'module'
+    groups: dict       # label -> Interval of the mean KLD
+    patterns: dict     # label -> pattern for `quantize(exclude=...)`
+    whole: Interval    # everything quantized
+    control: Interval  # nothing quantized: must be 0
+    windows: int       # windows scored
+    tokens: int        # tokens scored
+
+    @property
+    def additivity(self):
+        "Sum of the parts over the whole: near 1, parts can be read as shares."
+        return sum(i.value for i in self.groups.values()) / self.whole.value if self.whole.value > 0 else math.nan
+
+    def leave_out(self,
+                  share=.5,  # part of the divergence that should go
+                 ) -> list:  # labels, costliest first
+        "The fewest groups to leave unquantized so that at least `share` of the summed divergence goes."
+        total, out, gone = sum(i.value for i in self.groups.values()), [], 0.
+        for k, i in sorted(self.groups.items(), key=lambda kv: -kv[1].value):
+            if gone >= share * total: break
+            out.append(k); gone += i.value
+        return out
+
+    def exclude(self, labels): return [self.patterns[k] for k in labels if self.patterns[k]]
+
+    def to_dict(self):
+        part = lambda i: dict(kld=_json(i.value), ci95=i.ci)
+        return dict(by=self.by, windows=self.windows, tokens=self.tokens, whole=part(self.whole), control=part(self.control),
+                    additivity=_json(self.additivity), groups={k: part(i) for k, i in self.groups.items()})
+
+    def _repr_markdown_(self):
+        total = sum(i.value for i in self.groups.values()) or 1
+        rows = [[k, i.text(6), f'{i.value / total:.0%}'] for k, i in sorted(self.groups.items(), key=lambda kv: -kv[1].value)]
+        rows += [['everything', self.whole.text(6), ''], ['nothing (control)', self.control.text(6), '']]
+        return md_table(rows, [f'quantized alone, by {self.by}', 'mean KLD [95 %]', 'share of the sum:']) \
+            + f'\n\nSum of the parts / whole: {self.additivity:.2f}; {self.tokens:,} tokens in {self.windows} windows.'
+
+    def plot(self, ax=None):
+        "One bar for each group, with its interval."
+        import matplotlib.pyplot as plt
+        n = len(self.groups)
+        if ax is None: _, ax = plt.subplots(figsize=(max(4., min(.35 * n + 1.5, 9)), 2.8), dpi=80)
+        v = np.array([i.value for i in self.groups.values()])
+        err = np.nan_to_num(np.abs([[i.value - i.lo for i in self.groups.values()], [i.hi - i.value for i in self.groups.values()]]))
+        ax.bar(range(n), v, yerr=err, capsize=2, color='C0', error_kw=dict(lw=.8))
+        ax.set(xticks=range(n), ylabel='mean KLD, nats', title=f'Cost of each {self.by}, quantized alone (sum / whole = {self.additivity:.2f})')
+        ax.set_xticklabels([k.removeprefix('layer ') for k in self.groups], rotation=0 if self.by == 'layer' and n <= 40 else 60, fontsize=7,
+                           ha='center' if self.by == 'layer' else 'right')
+        if self.by == 'layer': ax.set_xlabel('decoder layer')
+        ax.spines[['top', 'right']].set_visible(False)
+        return ax
+
+# %% ../nbs/05_perplexity.ipynb #ab8e5335
+def attribute(base,            # the unquantized `models.Loaded`
+              quant,           # its fake-quantized copy (`Quantized.loaded`)
+              corpus,          # `data.Corpus`
+              by='layer',      # 'layer', 'kind' (of projection) or 'module'
+              max_windows=8,   # windows used, spread evenly; 0 takes all
+              batch_size=0,    # windows at once; 0 finds it
+              chunk=0,         # positions through the heads at once; 0 finds it
+              progress=True,   # text bar on stderr
+             ) -> Attribution:
+    "KL divergence against the base model with one group of modules quantized at a time."
+    import torch
+    if by not in ('layer', 'kind', 'module'): raise CookError(f"by is '{by}'; expected 'layer', 'kind' or 'module'")
+    on = _quantizers(quant.model)
+    if not on: raise CookError(f'{quant.name} ({quant.kind}) has no quantizers that can be switched: attribution needs the fake-quantized model, before export')
+    a, b = as_logits(base), as_logits(quant)
+    _check(a, corpus, 'base'); _same_text(a, b, corpus)
+    members, patterns = {}, {}
+    for n, (m, q) in on.items():
+        label, patterns[label] = (lp := _group(m, n, by))[0], lp[1]
+        members.setdefault(label, []).append(q)
+    runs = {None: list(q for _, q in on.values()), '': []} | members
+    take = np.unique(np.linspace(0, len(corpus) - 1, min(max_windows or len(corpus), len(corpus))).round().astype(int))
+    batch_size, chunk = _sizes(a, corpus, batch_size, chunk)
+    small, cols = _subset(corpus, take), {k: _Columns() for k in runs}
+    with torch.inference_mode(), _bar(len(runs) * len(take), 'attribute', progress) as bar:
+        try:
+            for batch in _batches(small, batch_size):
+                ids, keep, y, *where = _batch(small, batch)
+                ha = a.hidden(ids); ha = ha[keep.to(ha.device)]
+                for k, qs in runs.items():
+                    for _, q in on.values(): q.disable()
+                    for q in qs: q.enable()
+                    hb = b.hidden(ids); hb = hb[keep.to(hb.device)]
+                    for j in range(0, len(y), chunk):
+                        za = a.head(ha[j:j+chunk])
+                        p = _kld(za, b.head(hb[j:j+chunk]).to(za.device))
+                        cols[k].add(dict(kld=p))
+                    cols[k].place(*where); bar.update(len(batch))
+        finally:
+            for _, q in on.values(): q.enable()
+    def interval(c):
+        t = c.arrays()
+        return stats.mean(t['kld'], Blocks(t['window']), skewed=True)
+    est = {k: interval(c) for k, c in cols.items()}
+    return Attribution(by, {k: est[k] for k in members}, patterns, est[None], est[''], len(take), small.n_scored)
+
+def _kld(za, zb):
+    "KL(a || b) of float32 logits, in nats."
+    import torch
+    la, lb = torch.log_softmax(za, -1), torch.log_softmax(zb, -1)
+    lb = torch.sub(la, lb, out=lb)
+    return la.exp_().mul_(lb).sum(-1)
+
+def _subset(corpus, take):
+    "The corpus with only these windows (bytes in proportion to the scored tokens)."
+    import dataclasses
+    n = sum(int(corpus.scored[i].sum()) for i in take)
+    return dataclasses.replace(corpus, windows=[corpus.windows[i] for i in take], scored=[corpus.scored[i] for i in take],
+                               doc=np.asarray(corpus.doc)[take], n_bytes=round(corpus.n_bytes * n / max(corpus.n_scored, 1)))
+
+# %% ../nbs/05_perplexity.ipynb #3f982b37
+@dataclass
+class Parting:
+    "Greedy continuations of one prompt and the place where they part."
+    prompt: str       # what both were given
+    base: str         # the base model's continuation
+    quant: str        # the quantized model's
+    common: int       # tokens both agree on
+    tokens: int       # tokens written
+    p_base: float     # where they part: the base model's probability of its own token
+    p_other: float    # and of the one that the quantized model took
+
+    @property
+    def parted(self): return self.common < self.tokens
+    def to_dict(self): return dict(common=self.common, tokens=self.tokens, p_base=_json(self.p_base), p_other=_json(self.p_other))
+    def _repr_markdown_(self):
+        s = 'They never part' if not self.parted else (f'They part after {self.common} of {self.tokens} tokens, where the base model gave {self.p_base:.2f} to its '
+                                                      f'own token and {self.p_other:.2f} to the other')
+        block = lambda t: '```text\n' + t.replace('`' * 3, "'" * 3) + '\n```'
+        return f'{s}.\n\nBase:\n{block(self.prompt + self.base)}\nQuantized:\n{block(self.prompt + self.quant)}'
+
+def part(base,       # `models.Loaded`
+         quant,      # `models.Loaded` with the same tokenizer
+         prompt,     # text to continue
+         tokens=64,  # tokens to write
+        ) -> Parting:
+    "Let both models continue `prompt` greedily and find where they part."
+    import torch
+    ids = base.tokenizer(prompt, return_tensors='pt', add_special_tokens=False)['input_ids']
+    bos = base.tokenizer.bos_token_id
+    if bos is not None and (ids.shape[1] == 0 or int(ids[0, 0]) != bos): ids = torch.cat([torch.tensor([[bos]]), ids], 1)
+    if ids.shape[1] == 0: raise CookError('the prompt is empty and the tokenizer has no BOS to start from: give some text')
+    def greedy(m):
+        d = next(m.model.parameters()).device
+        kw = dict(attention_mask=torch.ones_like(ids).to(d), max_new_tokens=tokens, min_new_tokens=tokens, do_sample=False, num_beams=1,
+                  repetition_penalty=1., temperature=None, top_p=None, top_k=None, pad_token_id=bos if bos is not None else 0)
+        with torch.inference_mode(): return m.model.generate(ids.to(d), **kw)[0, ids.shape[1]:].cpu()
+    ta, tb = greedy(base), greedy(quant)
+    same = (ta == tb).long().cumprod(0).sum().item()
+    pa = pb = math.nan
+    if same < len(ta):
+        with torch.inference_mode():
+            x = torch.cat([ids[0], ta[:same]])[None].to(next(base.model.parameters()).device)
+            p = base.model(input_ids=x, use_cache=False).logits[0, -1].float().softmax(-1)
+        pa, pb = float(p[ta[same]]), float(p[tb[same]])
+    text = lambda t: base.tokenizer.decode(t, skip_special_tokens=True)
+    return Parting(prompt, text(ta), text(tb), same, len(ta), pa, pb)
