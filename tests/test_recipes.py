@@ -1,0 +1,92 @@
+"Recipes end to end in smoke size: what they leave behind, and how they end when something is wrong."
+import json, math, os, subprocess, sys
+from pathlib import Path
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+def cook(recipe, *args, cwd=None, out=None, timeout=420):
+    "Run the command as a user would, from a folder that is not the checkout."
+    cmd = [sys.executable, '-m', 'tqcook', 'run', recipe, *args] + (['-o', str(out)] if out else [])
+    env = dict(os.environ, PYTHONPATH=str(ROOT), TQCOOK_RECIPES=str(ROOT/'recipes'))
+    return subprocess.run(cmd, cwd=cwd or out.parent, env=env, capture_output=True, text=True, timeout=timeout)
+
+def results(out): return json.loads((out/'results.json').read_text())
+
+def whole(r, out):
+    "What every finished run leaves."
+    assert r.returncode == 0, r.stderr[-2000:]
+    assert {'executed.ipynb', 'report.html', 'results.json'} <= {p.name for p in out.iterdir()}
+    html = (out/'report.html').read_text()
+    assert 'src="http' not in html and 'data:image/png;base64' in html
+    d = results(out)
+    assert d['schema'] == 1 and d['size'] == 'smoke' and all(s['status'] in ('ran', 'skipped') for s in d['stages'])
+    assert all(s.get('reason') for s in d['stages'] if s['status'] == 'skipped')
+    return d
+
+# ---- fp8
+
+@pytest.fixture(scope='module')
+def fp8(tmp_path_factory):
+    out = tmp_path_factory.mktemp('runs')/'fp8'
+    return cook('fp8', out=out), out
+
+def test_fp8_results(fp8):
+    d = whole(*fp8); q = d['quality']
+    assert d['model']['weights'] == 'trained' and d['scheme'] == 'fp8'
+    assert 5 < q['ppl_base'] < 20 and .99 < q['ppl_ratio'] < 1.05 and abs(q['ppl_quant'] / q['ppl_base'] / q['ppl_ratio'] - 1) < 1e-6
+    lo, hi = q['ppl_ratio_ci95']
+    assert lo < q['ppl_ratio'] < hi and q['verdict'] in ('PASS', 'FAIL', 'INCONCLUSIVE')
+    assert 0 < q['kld_mean'] < .05 and .9 < q['top1_agreement'] < 1
+    p = d['engine']['parity']
+    assert p['passed'] and p['linears'] == p['expected'] == 56 and 0 < p['worst'] <= 4e-3 and p['logits'] <= .5 * p['logits_cost']
+    assert .5 < d['size_bytes']['quantized'] / d['size_bytes']['base'] < .65
+    assert d['environment']['torch'] and d['seconds']['total'] > 0
+
+def test_fp8_steps_add_up(fp8):
+    s = {k: math.log(v['ppl_ratio']) for k, v in results(fp8[1])['quality']['steps'].items()}
+    assert abs(s['format'] + s['export'] + s['kernels'] - s['total']) < 1e-6
+
+def test_fp8_checkpoint_loads_with_safetensors(fp8):
+    from safetensors.torch import load_file
+    ckpt = fp8[1]/'checkpoint'
+    t = load_file(ckpt/'model.safetensors')
+    w = t['model.layers.0.self_attn.q_proj.weight']
+    assert str(w.dtype) == 'torch.float8_e4m3fn' and t['model.layers.0.self_attn.q_proj.weight_scale'].ndim == 0
+    assert json.loads((ckpt/'hf_quant_config.json').read_text())['quantization']['quant_algo'] == 'FP8'
+    assert {'tokenizer.json', 'README.md', 'passport.json'} <= {p.name for p in ckpt.iterdir()}
+
+def test_fp8_checkpoint_has_no_errors(fp8): assert not [f for f in results(fp8[1])['details']['findings']['findings'] if f['severity'] == 'error']
+
+def test_executed_notebook_tells_no_secrets(fp8):
+    text = (fp8[1]/'executed.ipynb').read_text()
+    assert 'HF_TOKEN' not in text and str(Path.home()) not in text.replace(str(fp8[1]), '')
+
+# ---- bad input: one clear line, a non-zero exit, nothing half-made
+
+@pytest.mark.parametrize('args, code, words', [
+    (['-p', 'nosuch=1'], 2, ['nosuch']),
+    (['-p', 'calib_samples=abc'], 2, ['calib_samples', 'int']),
+    (['-p', 'model=/no/such/model'], 1, ['/no/such/model', 'does not exist']),
+    (['-p', 'scheme=fp9'], 1, ['fp9', 'fp8']),
+    (['-p', 'calib_samples=0'], 1, ['calib_samples', 'at least 1']),
+    (['-p', 'device=cuda:7'], 1, ['cuda:7']),
+])
+def test_bad_parameters(tmp_path, args, code, words):
+    out = tmp_path/'run'
+    r = cook('fp8', *args, out=out, timeout=120)
+    assert r.returncode == code, (r.returncode, r.stderr[-800:])
+    last = r.stderr.strip().splitlines()[-1]
+    for w in words: assert w in last, (w, last)
+    assert 'Traceback' not in r.stderr
+    assert not (out/'results.json').exists() and not (out/'checkpoint').exists()
+
+def test_output_folder_that_cannot_be(tmp_path):
+    (tmp_path/'file').write_text('in the way')
+    r = cook('fp8', out=tmp_path/'file'/'run', cwd=tmp_path, timeout=120)
+    assert r.returncode in (1, 2) and 'Traceback' not in r.stderr and 'file' in r.stderr
+
+def test_an_earlier_run_is_moved_aside(tmp_path):
+    out = tmp_path/'run'; out.mkdir(); (out/'results.json').write_text('{}')
+    cook('fp8', '-p', 'scheme=fp9', out=out, timeout=120)
+    assert any((p/'results.json').exists() for p in tmp_path.iterdir()), 'the earlier result is gone'
