@@ -449,7 +449,7 @@ def inject_outliers(
     if not err < .05: raise CookError(f'injecting outliers changed what {type(model).__name__} computes (logits by {err:.1%}): something besides linear layers reads its normalizations')
     return dataclasses.replace(loaded, model=model, name=f'{loaded.name} + outliers (injected: {len(ch)} of {width} channels, x{factor})', notes=loaded.notes | dict(injected=dict(channels=ch.tolist(), factor=factor, logits_changed=err)))
 
-# %% ../nbs/07_quantize.ipynb #166ddbeb
+# %% ../nbs/07_quantize.ipynb #caecbddf
 LAYOUTS = ('hf', 'trtllm_legacy')
 
 def export(
@@ -467,12 +467,13 @@ def export(
         if ok.how == 'refused': raise CookError(ok.why)
     model, ld, t = quantized.loaded.model, quantized.loaded, time.perf_counter()
     if not getattr(model.config, 'architectures', None): model.config.architectures = [_class_name(model)] # a model never saved has none, and export needs it
+    about = ld.to_dict()
     with atomic_dir(out_dir) as tmp:
         quantized.exported = str(out_dir) # from here on the model is being taken apart, whether this succeeds or not
         try:
             (_write_hf if layout == 'hf' else _write_legacy)(quantized, tmp, tp)
             if ld.tokenizer is not None: ld.tokenizer.save_pretrained(tmp)
-            _describe(quantized, tmp, layout)
+            _describe(quantized, tmp, layout, about)
         finally:
             ld.kind = 'exported' # not 'fake_quant' any more
             model.forward = _consumed(out_dir)
@@ -509,20 +510,19 @@ def _consumed(out_dir):
     def forward(*a, **kw): raise CookError(f'this model was exported to {out_dir}, which consumed it; load that directory with engine.load')
     return forward
 
-def _describe(q, out, layout):
-    "Model card and passport beside the weights."
+def _describe(q, out, layout, model):
+    "Passport and model card beside the weights."
     from tqcook import checkpoint
-    if hasattr(checkpoint, 'write_passport') and layout == 'hf': checkpoint.write_passport(out, **_provenance(q))
-    if (out/'README.md').exists(): return
-    c, sup = q.report.facts, schemes.trtllm_support(q.scheme, '1.2.1', 'pytorch' if layout == 'hf' else 'tensorrt')
-    lines = [f'# {q.loaded.name}, {schemes.get(q.scheme).title}', '',
-             f'Quantized post-training with NVIDIA Model Optimizer through tqcook: scheme `{q.scheme}`, KV cache `{q.kv}`, ranges by `{q.algorithm}`'
-             + (f', SmoothQuant alpha {q.alpha}' if q.scheme == 'int8_sq' else '') + '. `lm_head` is not quantized.', '',
-             f"Calibrated on {q.report.samples} windows, {q.report.tokens} tokens" + (f" of {c['source']} (sha256 `{c['sha256']}`)" if 'source' in c else '') + '.' if q.report.tokens else 'No calibration text was needed.', '',
-             f'TensorRT-LLM 1.2.1, {"PyTorch backend" if layout == "hf" else "legacy engine"}: {sup.how}; {sup.why}.', '',
-             *(['Weights are **random**: this directory is for measuring speed and size only.', ''] if q.loaded.weights == 'random' else []),
-             *([f'Injected outliers: {q.loaded.notes["injected"]}.', ''] if 'injected' in q.loaded.notes else []),
-             *[f'- {w}' for w in q.report.warnings]]
-    (out/'README.md').write_text('\n'.join(lines).rstrip() + '\n', encoding='utf-8')
+    keep = 'algorithm samples tokens source sha256 saturation_max measured_on converged_at_samples leak_share'.split()
+    cal = {k: v for k, v in q.report.to_dict().items() if k in keep} | (dict(alpha=q.alpha) if q.scheme == 'int8_sq' else {})
+    checkpoint.write_passport(out, scheme=q.scheme, kv=q.kv, model=model, calibration=cal)
+    card = str(checkpoint.model_card(out)) if layout == 'hf' else _legacy_card(q)
+    if 'injected' in q.loaded.notes: card += f'\nThis model has injected activation outliers: {q.loaded.notes["injected"]}.\n'
+    if q.report.warnings: card += '\n## Calibration warned\n\n' + '\n'.join(f'- {w}' for w in q.report.warnings) + '\n'
+    (out/'README.md').write_text(card, encoding='utf-8')
 
-def _provenance(q): return dict(source=q.loaded.name, scheme=q.scheme, kv=q.kv, calibration={k: v for k, v in q.report.to_dict().items() if k not in ('amax', 'seconds')})
+def _legacy_card(q):
+    sup = schemes.trtllm_support(q.scheme, '1.2.1', 'tensorrt')
+    return (f'# {q.loaded.name}, {schemes.get(q.scheme).title}\n\nCheckpoint for `trtllm-build` of TensorRT-LLM 1.2.1 ({sup.how}: {sup.why}), quantized with NVIDIA Model Optimizer'
+            + (f', SmoothQuant alpha {q.alpha}' if q.scheme == 'int8_sq' else '') + f'. Calibrated on {q.report.tokens} tokens.\n'
+            + ('\nWeights are **random**: for measuring speed and size only.\n' if q.loaded.weights == 'random' else ''))
