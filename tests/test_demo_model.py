@@ -131,6 +131,17 @@ def test_windows(cells):
     marked = (rows[:, 0] == 0)
     assert 60 < int(marked.sum()) < 132 and bool((rows[~marked, 0] + 1 == rows[~marked, 1]).all())
 
+def test_presets(cells):
+    "`tiny` is the shape that ships, `small` has 100 M parameters or more; built without memory."
+    import torch
+    build, = _define(cells, 'build')
+    with torch.device('meta'): tiny, small = build('tiny', 0), build('small', 0)
+    n = lambda m: sum(p.numel() for p in m.parameters())
+    shipped = core.read_json(DEMO/'config.json')
+    assert 6e6 <= n(tiny) <= 8e6 and n(small) >= 100e6
+    assert all(getattr(tiny.config, k) == shipped[k] for k in ('hidden_size', 'intermediate_size', 'num_hidden_layers', 'vocab_size'))
+    assert all(d % 128 == 0 for m in models.linears(small).values() for d in m.weight.shape)
+
 def test_rate(cells):
     rate, = _define(cells, 'rate')
     assert rate(0, 1) == 0 and rate(.02, 1) == 1 and rate(1, 1) == 0 and rate(.51, 1) == pytest.approx(.5)
@@ -139,7 +150,7 @@ def test_recipe_smoke(tmp_path):
     "Every stage runs on a CPU in seconds and leaves a model that loads and has begun to learn; the shipped one stays as it is."
     from tqcook import run
     before = core.sha256(DEMO/'model.safetensors')
-    run.run('demo_model', out_dir=tmp_path/'run')
+    run.run('demo_model', dict(seconds=5.0, context=64), out_dir=tmp_path/'run', quiet=True)   # small steps: many even on a busy machine
     r = core.read_json(tmp_path/'run'/'results.json')
     loaded = models.load(str(tmp_path/'run'/'model'), device='cpu')
     assert loaded.tokenizer('x = 1')['input_ids'][0] == 0 and r['model']['n_params'] == sum(p.numel() for p in loaded.model.parameters())
