@@ -9,14 +9,14 @@ __all__ = ['E4M3_MAX', 'LAYOUTS', 'SABOTAGE', 'quantize_e4m3', 'fp8_mm', 'fp8_li
            'describe', 'Parity', 'parity', 'sabotage', 'negative_controls', 'Generation', 'generate', 'Divergence',
            'diverge', 'forward_seconds']
 
-# %% ../nbs/09_engine.ipynb #266454e7
+# %% ../nbs/09_engine.ipynb #6184c03e
 import contextlib, functools, re, sys, time
 from dataclasses import dataclass, field
 from pathlib import Path
 from .core import CookError, fmt_bytes, md_table, need
 from .device import Device, detect
 from .schemes import runs_on
-from .models import Loaded
+from .models import Loaded, _quiet
 from .checkpoint import PASSPORT, Checkpoint, verify_or_refuse
 
 # %% ../nbs/09_engine.ipynb #e33c2b5e
@@ -336,7 +336,7 @@ def _route(m, x, index, weights):
         out.index_add_(0, tok, h.to(out.dtype))
     return out
 
-# %% ../nbs/09_engine.ipynb #4330dd2e
+# %% ../nbs/09_engine.ipynb #4dc435f7
 @contextlib.contextmanager
 def _meta_parameters():
     "Inside, modules get their parameters on the meta device; buffers are computed as usual."
@@ -360,9 +360,10 @@ def skeleton(
     tr, torch = need('transformers', 'quantize'), need('torch', 'quantize')
     config = {k: v for k, v in config.items() if k != 'quantization_config'}
     if config.get('auto_map'): raise CookError('config.json names code of its own (auto_map); this engine builds only architectures that transformers has')
-    try: cfg = tr.AutoConfig.for_model(config.pop('model_type', None), **config)
+    try:
+        with _quiet(): cfg = tr.AutoConfig.for_model(config.pop('model_type', None), **config)
     except (ValueError, KeyError, TypeError) as e: raise CookError(f'config.json does not describe a model that transformers {tr.__version__} knows: {str(e).splitlines()[0]}') from e
-    with _meta_parameters(): model = tr.AutoModelForCausalLM.from_config(cfg, dtype=getattr(torch, dtype), attn_implementation=attn)
+    with _quiet(), _meta_parameters(): model = tr.AutoModelForCausalLM.from_config(cfg, dtype=getattr(torch, dtype), attn_implementation=attn)
     return model.eval().requires_grad_(False)
 
 # %% ../nbs/09_engine.ipynb #0fd1dcf9
@@ -631,7 +632,7 @@ class Parity:
     @property
     def passed(self): return not self.failures
 
-# %% ../nbs/09_engine.ipynb #eeb81bc9
+# %% ../nbs/09_engine.ipynb #a444657e
 def _parity_dict(self):
     "For results.json."
     d = dict(passed=self.passed, linears=len(self.linears), expected=self.expected, unexercised=len(self.linears) - len(self.seen), bound=self.bound, worst=self.worst,
@@ -650,7 +651,20 @@ def _parity_markdown(self):
     more = f' {len(self.linears) - len(self.seen)} experts were never chosen.' if len(self.linears) > len(self.seen) else ''
     return md_table(rows, ['relative error', 'measured', 'bound']) + f'\n\n{verdict} {self.tokens} tokens on {self.device}.{more}'
 
-Parity.to_dict, Parity._repr_markdown_ = _parity_dict, _parity_markdown
+def _parity_plot(self, controls=None):
+    "Relative error of each linear beside the bound; `controls` are engines that are wrong on purpose (see `negative_controls`)."
+    import matplotlib.pyplot as plt
+    fig, ax = plt.subplots(figsize=(6.4, 2.6), dpi=80)
+    for how, p in {**(controls or {}), 'this engine': self}.items():
+        y = [max(e, 1e-7) for e in p.linears.values()]
+        ax.semilogy(range(len(y)), y, '.', ms=7 if p is self else 4, color='tab:green' if p is self else None, label=how, alpha=1 if p is self else .6)
+    ax.axhline(self.bound, color='k', lw=.8); ax.text(0, self.bound * 1.1, 'bound', fontsize=8)
+    ax.set(xlabel='linear, in the order of the file', ylabel='relative error', title='Engine against the file, linear by linear')
+    ax.legend(fontsize=7, loc='center left', bbox_to_anchor=(1, .5))
+    fig.tight_layout(); plt.close(fig)
+    return fig
+
+Parity.to_dict, Parity._repr_markdown_, Parity.plot = _parity_dict, _parity_markdown, _parity_plot
 
 # %% ../nbs/09_engine.ipynb #cf07e051
 def _windows(windows, limit, device):
