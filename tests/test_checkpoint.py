@@ -187,3 +187,48 @@ def test_the_exported_demonstration_model(demo_fp8, demo_int8_sq, demo_int8_wo):
     assert set(check(demo_fp8, device='h100', deep=True).codes) - FUSED == EXPECTED['fp8']
     assert set(check(demo_int8_sq, deep=True).codes) == EXPECTED['int8_sq']
     assert set(check(demo_int8_wo, deep=True).codes) == EXPECTED['int8_wo']
+
+def test_other_tools_good_checkpoints(tmp_path):
+    c = broken.good('fp8_block')  # DeepSeek's way: weight_scale_inv, config in config.json alone
+    t = c['st'][broken.ONE]
+    for k in [k for k in t if k.endswith('weight_scale')]:
+        d, x = t.pop(k)
+        t[k + '_inv'] = d, x[:, 0, :, 0]
+    del c['json']['hf_quant_config.json']
+    c['json']['config.json']['quantization_config'] = dict(quant_method='fp8', weight_block_size=[128, 128], modules_to_not_convert=['lm_head'])
+    d = broken.write(c, tmp_path/'deepseek')
+    assert check(d, device='h100', deep=True).codes == [] and Checkpoint.open(d).scheme == 'fp8_block'
+    w = broken.weights()[broken.UP]
+    assert np.linalg.norm(Checkpoint.open(d).dequantize(broken.UP) - w) < .03 * np.linalg.norm(w)
+
+def test_mixed_precision_from_a_side_file(tmp_path):
+    "Two schemes in one checkpoint; the layers' formats stand in quant_cfg.json."
+    c, other = broken.good('nvfp4'), broken.good('fp8')['st'][broken.ONE]
+    t = c['st'][broken.ONE]
+    for k in [k for k in t if '.self_attn.' in k]: del t[k]
+    t |= {k: v for k, v in other.items() if '.self_attn.' in k}
+    layers = {m: dict(quant_algo='FP8') if '.self_attn.' in m else dict(quant_algo='NVFP4', group_size=16) for m in broken.weights()}
+    c['json']['hf_quant_config.json']['quantization']['quant_algo'] = 'MIXED_PRECISION'
+    c['json']['quant_cfg.json'] = dict(quant_algo='MIXED_PRECISION', quantized_layers=layers)
+    d = broken.write(c, tmp_path/'c')
+    assert set(check(d, device='b200', deep=True).codes) == set()
+    assert check(d, device='h100').codes == ['device-unsupported']
+    layers[broken.UP] = dict(quant_algo='FP8')
+    c['json']['quant_cfg.json'] = dict(quantized_layers=layers)
+    assert 'fused-mixed' in check(broken.write(c, tmp_path/'d')).codes
+
+def test_unreadable_and_dangling(tmp_path):
+    c = broken.good()
+    c['links'] = {'model-extra.safetensors': 'nothing'}
+    assert check(broken.write(c, tmp_path/'a')).codes == ['half-written']
+    d = broken.write(broken.good(), tmp_path/'b')
+    (d/'more.safetensors').mkdir()
+    assert check(d).codes == ['half-written']
+
+def test_passport_joins_the_check(tmp_path):
+    d = broken.write(broken.good(), tmp_path/'c')
+    assert check(d, passport=True).codes == ['no-passport']
+    checkpoint.write_passport(d, scheme='fp8')
+    assert check(d, passport=True).codes == []
+    (d/'tokenizer.json').write_text((d/'tokenizer.json').read_text().replace('1.0', '2.0'))
+    assert check(d, passport=True).codes == ['file-changed']

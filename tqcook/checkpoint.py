@@ -52,7 +52,7 @@ def decode(raw: np.ndarray,  # bytes of one tensor (uint8, 1-D)
     x = raw.view(_NUMPY[dtype])
     return x.astype(np.float32) if dtype == 'F16' else x
 
-# %% ../nbs/08_checkpoint.ipynb #b1201af5
+# %% ../nbs/08_checkpoint.ipynb #a370baec
 SEVERITIES = ('error', 'warning', 'note')
 
 @dataclass
@@ -107,116 +107,116 @@ class Findings:
 
     def _repr_markdown_(self):
         if not self.items: return f'**{self.summary}**'
-        def where(f): return (f'`{f.tensor or f.file}`' if f.tensor
-                              or f.file else '') + f' (+{f.count - 1})' * (f.count > 1)
-        rows = [[f.severity, f'`{f.code}`', where(f), f.found, f.consequence, f.remedy] for f in self.items]
+        rows = []
+        for f in self.items:
+            where = f'`{f.tensor or f.file}`' if f.tensor or f.file else ''
+            if f.count > 1: where += f' (+{f.count - 1})'
+            rows.append([f.severity, f'`{f.code}`', where, f.found, f.consequence, f.remedy])
         return f'**{self.summary}**\n\n' + md_table(rows, ['', 'code', 'where', 'found', 'otherwise', 'what to do'])
 
-# %% ../nbs/08_checkpoint.ipynb #f0293b06
-_AGAIN, _GET, _BF16 = 'export again', 'get the file again and compare its size', 'quantize the original BF16 model with tqcook'
-_UNSET = 'the layer stays uninitialised'
+# %% ../nbs/08_checkpoint.ipynb #031373bb
+_AGAIN, _GET = 'export again', 'get the file again and compare its size'
+_BF16, _UNSET = 'quantize the original BF16 model with tqcook', 'the layer stays uninitialised'
 RULES = {  # code: (severity, expected, consequence, remedy)
     # what the directory is
     'gguf': ('error', 'a Hugging Face directory', 'TensorRT-LLM does not read GGUF', _BF16),
     'lora-adapter': ('error', 'a whole model', 'there are no weights to quantize or serve',
-            'merge it into its base model (peft: merge_and_unload), then quantize the result'),
+        'merge it into its base model (peft: merge_and_unload), then quantize the result'),
     'half-written': ('error', 'finished files', 'weights are missing',
-            'finish the download or export, or remove the file'),
+        'finish the download or export, or remove the file'),
     'no-config': ('error', 'config.json and *.safetensors', 'nothing can load it',
-            'name the directory that holds both'),
+        'name the directory that holds both'),
     'no-weights': ('error', '*.safetensors beside config.json', 'nothing can load it',
-            'finish the export or the download'),
+        'finish the export or the download'),
     'pickle-weights': ('error', 'safetensors', 'loading a pickle can run any code',
-            'convert it where you trust it: save_pretrained(safe_serialization=True)'),
+        'convert it where you trust it: save_pretrained(safe_serialization=True)'),
     'symlink-outside': ('error', 'files inside the directory', 'what is checked is not what gets copied',
-            'put the file in its place'),
+        'put the file in its place'),
     'config-json': ('error', 'a JSON object', 'nothing can load it', 'write the file again'),
     'engine': ('note', '', '', "an engine's contract is its passport: checkpoint.verify compares it with this GPU"),
     # one safetensors file
     'truncated-file': ('error', 'all bytes that the header promises', 'weights are missing', _GET),
     'header-too-long': ('error', 'at most 100 MB', 'a reader that believes it fills its memory',
-            'this is no safetensors file: get it again'),
+        'this is no safetensors file: get it again'),
     'header-not-json': ('error', 'a JSON object', 'nothing can read it', _GET),
     'header-entry': ('error', 'dtype, shape and data_offsets', 'nothing can read it', _GET),
     'header-dtype': ('error', '', 'nothing can read it', 'write the file with a released version of safetensors'),
     'header-size': ('error', '', 'the tensor would be read from the wrong place', _GET),
     'header-offsets': ('error', 'tensors that follow each other without gap or overlap',
-            'tensors would be read from the wrong place', _GET),
+        'tensors would be read from the wrong place', _GET),
     # shards and index
     'missing-shard': ('error', 'every shard', 'layers stay uninitialised', 'finish the export or the download'),
     'duplicate-tensor': ('error', 'each tensor once', 'which one counts depends on the order of loading',
-            'remove the file that does not belong'),
+        'remove the file that does not belong'),
     'stray-shard': ('warning', 'only shards that the index names', 'TensorRT-LLM reads every *.safetensors here',
-            'remove it, or write the index again'),
+        'remove it, or write the index again'),
     'no-index': ('warning', 'model.safetensors.index.json', 'transformers cannot load the shards', _AGAIN),
     'index-json': ('error', 'a JSON object with weight_map', 'transformers cannot load the shards',
-            'write the index again'),
+        'write the index again'),
     'index-path': ('error', 'a file beside the index', 'a path that leads elsewhere', 'write the index again'),
     'index-tensor': ('error', 'an index that agrees with the headers', 'the tensor is not found',
-            'write the index again'),
+        'write the index again'),
     'index-unlisted': ('warning', 'every tensor in the index', 'transformers does not load it',
-            'write the index again'),
+        'write the index again'),
     # config.json and the tokenizer
     'no-architectures': ('error', 'for example ["LlamaForCausalLM"]', 'TensorRT-LLM does not know which model to build',
-            "copy the base model's entry"),
+        "copy the base model's entry"),
     'remote-code': ('note', '', 'it loads only with trust_remote_code, that is, by running that code', ''),
     'rope-spelling': ('error', 'the same value under its older name too',
-            'transformers 4 (4.57.3 in TensorRT-LLM 1.2) falls back to its default: wrong positions, no error',
-            'run checkpoint.make_portable(DIR)'),
+        'transformers 4 (4.57.3 in TensorRT-LLM 1.2) falls back to its default: wrong positions, no error',
+        'run checkpoint.make_portable(DIR)'),
     'layer-missing': ('error', '', _UNSET, 'finish the export'),
     'layer-extra': ('warning', '', 'the loader ignores them or takes them for draft layers',
-            'compare config.json with the base model'),
+        'compare config.json with the base model'),
     'tensor-missing': ('error', '', _UNSET, _AGAIN),
     'tokenizer-missing': ('warning', 'tokenizer.json or tokenizer.model', 'text prompts fail, token ids still work',
-            "save the base model's tokenizer here"),
+        "save the base model's tokenizer here"),
     'tokenizer-json': ('error', 'a JSON object', 'the tokenizer does not load', "save the base model's tokenizer here"),
     'tokenizer-class': ('error', 'PreTrainedTokenizerFast',
-            'transformers 4 (4.57.3 in TensorRT-LLM 1.2) does not know that class',
-            'run checkpoint.make_portable(DIR)'),
+        'transformers 4 (4.57.3 in TensorRT-LLM 1.2) does not know that class', 'run checkpoint.make_portable(DIR)'),
     # the quantization config
     'not-quantized': ('note', '', '', 'quantize it: tqcook run fp8 -p model=DIR'),
     'no-quant-config': ('error', 'hf_quant_config.json', 'the loader takes the bytes for plain weights', _AGAIN),
     'quant-config-json': ('error', 'a JSON object', 'TensorRT-LLM stops', _AGAIN),
     'quant-config-form': ('error', 'everything under the key "quantization"', 'KeyError in TensorRT-LLM 1.0 to 1.2',
-            'nest it: {"producer": ..., "quantization": {...}}'),
+        'nest it: {"producer": ..., "quantization": {...}}'),
     'quant-algo-missing': ('error', '', 'ValueError: Pre-quantized checkpoint must have quant_algo', _AGAIN),
     'quant-algo-unknown': ('error', "a name of TensorRT-LLM's QuantAlgo", 'ValueError: not a valid QuantAlgo',
-            'correct the name'),
+        'correct the name'),
     'quant-algo-version': ('error', '', 'ValueError: not a valid QuantAlgo',
-            'take a later TensorRT-LLM or another scheme'),
+        'take a later TensorRT-LLM or another scheme'),
     'kv-algo-unknown': ('error', 'FP8, NVFP4, INT8 or null', 'ValueError: not a valid QuantAlgo', 'correct the name'),
     'kv-key-missing': ('error', 'the key kv_cache_quant_algo', 'KeyError in 1.0 to 1.2 for mixed precision',
-            'add "kv_cache_quant_algo": null'),
+        'add "kv_cache_quant_algo": null'),
     'group-size': ('error', '', 'the kernels know no other', 'quantize again with that group size'),
     'exclude-modules': ('error', 'a list of strings', 'TensorRT-LLM stops', _AGAIN),
     'exclude-regex': ('error', 'names or shell wildcards, model.layers.0.*',
-            'it matches nothing: the layers meant are built quantized', 'write it with wildcards'),
+        'it matches nothing: the layers meant are built quantized', 'write it with wildcards'),
     'exclude-nothing': ('warning', 'the name of a module', 'what was meant is built quantized',
-            'check the spelling: tensor names without .weight'),
+        'check the spelling: tensor names without .weight'),
     'quantized-layers': ('error', '{module: {quant_algo: ...}}', 'no layer has a format', _AGAIN),
     'inline-differs': ('warning', 'one story', 'transformers and vLLM follow the one, TensorRT-LLM the other', _AGAIN),
     'no-producer': ('warning', 'producer.name modelopt', 'late versions recognise ModelOpt by it',
-            'add "producer": {"name": "modelopt"}'),
+        'add "producer": {"name": "modelopt"}'),
     'inline-only': ('error', 'hf_quant_config.json', 'TensorRT-LLM before 1.4 does not look there',
-            'export again with ModelOpt, which writes both'),
+        'export again with ModelOpt, which writes both'),
     'inline-fp8': ('error', 'hf_quant_config.json', 'TensorRT-LLM before 1.4: NotImplementedError',
-            'write hf_quant_config.json with quant_algo FP8'),
+        'write hf_quant_config.json with quant_algo FP8'),
     'block-size': ('error', '[128, 128]', 'ValueError at load', 'quantize again with 128 x 128 blocks'),
     'ct-groups': ('error', 'one group', 'TensorRT-LLM before 1.4 applies group_0 to every layer', _BF16),
     'ct-int8-as-fp8': ('error', 'type float',
-            'TensorRT-LLM 1.2 does not look at the type, takes it for FP8 and computes garbage without an error',
-            _BF16),
+        'TensorRT-LLM 1.2 does not look at the type, takes it for FP8 and computes garbage without an error', _BF16),
     'ct-strategy': ('error', '8-bit float, channel with token or block with group', 'ValueError in TensorRT-LLM 1.2',
-            _BF16),
+        _BF16),
     'foreign-quantization': ('error', "ModelOpt's layout", 'NotImplementedError: Unsupported quantization_config',
-            _BF16),
+        _BF16),
     # linear layers
     'bf16-not-excluded': ('error', '', 'FP8: cast without a scale, silently wrong; NVFP4, INT: fails at load',
-            'add the module to exclude_modules'),
+        'add the module to exclude_modules'),
     'excluded-but-quantized': ('error', "the model's own precision", 'the bytes are taken for weights without scales',
-            'take it off exclude_modules, or export it unquantized'),
+        'take it off exclude_modules, or export it unquantized'),
     'weight-dtype': ('error', '', 'cast without an error: wrong numbers',
-            'the weights are in another format than the config says: export again'),
+        'the weights are in another format than the config says: export again'),
     'weight-shape': ('error', '', 'fails at load', 'config and weights do not belong together: export again'),
     'scale-missing': ('error', '', 'KeyError at load, or a scale that was never set', 'calibrate and export again'),
     'scale-dtype': ('error', '', 'refused, or cast, at load', _AGAIN),
@@ -226,55 +226,55 @@ RULES = {  # code: (severity, expected, consequence, remedy)
     'stray-tensor': ('warning', '', 'TensorRT-LLM does not read it', 'left by another tool: export again'),
     'dynamic-activations': ('note', 'input_scale', 'activation scales are computed at run time, a little slower', ''),
     'activations-too': ('note', '',
-            'TensorRT-LLM quantizes activations per 1 x 128 as well; ModelOpt simulated the weights alone',
-            'measure quality on TensorRT-LLM itself'),
+        'TensorRT-LLM quantizes activations per 1 x 128 as well; ModelOpt simulated the weights alone',
+        'measure quality on TensorRT-LLM itself'),
     'bias-dropped': ('error', 'layers without bias', "1.2's W8A16 path never adds the bias: wrong results, no error",
-            'take fp8, or the legacy engine'),
+        'take fp8, or the legacy engine'),
     # layers that become one product
     'fused-mixed': ('error', 'one format for all',
-            'they become one product: the loader treats all like the excluded one', 'exclude all of them or none'),
+        'they become one product: the loader treats all like the excluded one', 'exclude all of them or none'),
     'fused-scales-differ': ('error', 'equal values', 'TensorRT-LLM asserts equality at load',
-            'export with ModelOpt, which unifies them'),
+        'export with ModelOpt, which unifies them'),
     'fused-requantized': ('note', 'equal values', 'the loader takes the largest scale and quantizes the others again',
-            ''),
+        ''),
     'input-scale-mixed': ('error', 'in all or in none', 'they see the same activations and become one product',
-            'calibrate and export again'),
+        'calibrate and export again'),
     # scale values
     'scale-nonfinite': ('error', 'finite positive numbers', 'every output of the layer becomes NaN',
-            'calibrate again: an activation overflowed, or no text was seen'),
+        'calibrate again: an activation overflowed, or no text was seen'),
     'scale-negative': ('error', 'positive numbers', 'signs flip', _AGAIN),
     'scale-zero': ('error', 'positive numbers', 'the layer, or a channel of it, is dead or divides by zero',
-            'calibrate with text that reaches the layer'),
+        'calibrate with text that reaches the layer'),
     'scale-all-one': ('warning', 'amax / 448', 'weights were cast, not scaled: small ones become zero',
-            'quantize again with calibration'),
+        'quantize again with calibration'),
     'scale-magnitude': ('warning', 'weights of order 1', 'the layer explodes',
-            'was the scale written as its inverse? It is amax / largest code'),
+        'was the scale written as its inverse? It is amax / largest code'),
     'scales-unread': ('note', '', '', '--deep reads them'),
     'dead-blocks': ('warning', '', 'those blocks of weights are all zero', 'compare with the base model'),
     'kv-scale-unused': ('warning', 'kv_cache_quant_algo', 'the KV cache stays in BF16',
-            'set it, or serve with kv_cache_config.dtype = fp8'),
+        'set it, or serve with kv_cache_config.dtype = fp8'),
     'kv-scales-ignored': ('note', 'scale 1',
-            "TensorRT-LLM's PyTorch backend stores FP8 keys and values with scale 1 and reads no other", ''),
+        "TensorRT-LLM's PyTorch backend stores FP8 keys and values with scale 1 and reads no other", ''),
     'kv-scale-missing': ('error', 'k_scale and v_scale in every layer', 'an NVFP4 KV cache needs them',
-            'calibrate the KV cache and export again'),
+        'calibrate the KV cache and export again'),
     # the ends of the model
     'embedding-quantized': ('error', 'BF16', 'the loader reads no scale for it', 'exclude it and export again'),
     'vocab-size': ('error', '', 'ids beyond the table crash or read garbage',
-            'config and weights do not belong together'),
+        'config and weights do not belong together'),
     'lm-head-missing': ('error', 'the head, or tied embeddings', 'the head stays uninitialised',
-            'set tie_word_embeddings, or export the head'),
+        'set tie_word_embeddings, or export the head'),
     'lm-head-quantized': ('error', 'BF16',
-            'TensorRT-LLM builds the head unquantized: the bytes are read without scales',
-            'exclude lm_head and export again'),
+        'TensorRT-LLM builds the head unquantized: the bytes are read without scales',
+        'exclude lm_head and export again'),
     'lm-head-not-excluded': ('warning', 'lm_head in exclude_modules',
-            'TensorRT-LLM leaves the head alone, other engines follow the list', 'add "lm_head" to exclude_modules'),
+        'TensorRT-LLM leaves the head alone, other engines follow the list', 'add "lm_head" to exclude_modules'),
     'tied-differ': ('error', 'the same numbers, or tie_word_embeddings false', 'one of the two is ignored',
-            'set tie_word_embeddings as the base model has it'),
+        'set tie_word_embeddings as the base model has it'),
     'tied-twice': ('note', 'one copy', '', ''),
     # every byte (deep)
     'weight-nonfinite': ('error', 'finite weights', 'outputs become NaN', 'check the base model, then quantize again'),
     'scale-loose': ('warning', '', 'more than one bit of the format is unused',
-            'does this scale belong to this weight? Quantize again'),
+        'does this scale belong to this weight? Quantize again'),
     # version, backend, GPU, legacy layout
     'algo-unsupported': ('error', '', '', 'take another scheme or version'),
     'device-unsupported': ('error', '', '', ''),
@@ -283,15 +283,40 @@ RULES = {  # code: (severity, expected, consequence, remedy)
     'layout': ('error', '', 'the loader finds nothing that it knows', ''),
     'rank-missing': ('error', 'one file per rank', 'trtllm-build stops', _AGAIN),
     'rotary-base': ('warning', 'rotary_base', 'TensorRT-LLM takes 10000',
-            "write the base model's rope_theta there if it is another"),
+        "write the base model's rope_theta there if it is another"),
+    # the passport
+    'no-passport': ('warning', 'passport.json', 'nobody can tell what this was made from, or whether it changed',
+        'checkpoints from elsewhere have none'),
+    'passport-json': ('error', 'a JSON object with schema 1', 'the directory cannot be verified', 'export again'),
+    'passport-edited': ('error', 'the checksum that it carries', 'its statements do not count',
+        'get the passport again, or export again'),
+    'file-missing': ('error', 'the file that the passport lists', 'the directory is not complete',
+        'get the directory again'),
+    'file-size': ('error', '', 'the file is damaged or was replaced', 'get the file again, or export again'),
+    'file-changed': ('error', 'the bytes that the passport lists', 'the file is damaged or was replaced',
+        'get the file again, or export again'),
+    'file-extra': ('error', 'only files of the passport', 'TensorRT-LLM reads every *.safetensors here',
+        'remove it, or export again'),
+    'file-added': ('note', '', '', 'written after the passport, so not covered by it'),
+    'evaluation-json': ('warning', 'a JSON object', 'the measurements are lost', 'evaluate again'),
+    'evaluation-other': ('warning', "this passport's checksum", 'these measurements belong to another checkpoint',
+        'evaluate again'),
+    'engine-other-sm': ('error', '', 'an engine runs only on the architecture that it was built for',
+        'build it again on this GPU'),
+    'engine-other-gpu': ('warning', '', 'it may run slower than one built here, or need more memory than there is',
+        'build it again on this GPU'),
+    'engine-no-gpu': ('error', 'the GPU that it was built for', 'it cannot run', 'use it on such a GPU'),
+    'engine-version': ('error', '', 'an engine runs only with the version that built it',
+        'install that version, or build again'),
+    'engine-ranks': ('error', '', 'ranks are missing', 'build again'),
 }
 
 def _f(code, found, severity=None, expected=None, consequence=None, remedy=None, **where):
     "A Finding with the texts of RULES; arguments override them."
-    s, e, c, r = RULES[code]
-    return Finding(severity or s, code, found, e if expected is None else expected, c
-                   if consequence is None else consequence,
-                   r if remedy is None else remedy, **where)
+    texts = RULES[code]
+    severity, expected, consequence, remedy = (t if x is None else x for t,
+                                               x in zip(texts, (severity, expected, consequence, remedy)))
+    return Finding(severity, code, found, expected, consequence, remedy, **where)
 
 def _merge(items):
     "Fold findings of one code and severity about tensors into one, and put errors first."
@@ -325,7 +350,7 @@ class BadCheckpoint(CookError):
 
 def _bad(code, found, **kw): raise BadCheckpoint(_f(code, found, **kw))
 
-# %% ../nbs/08_checkpoint.ipynb #558039c5
+# %% ../nbs/08_checkpoint.ipynb #0875efe7
 def read_header(path) -> tuple:  # -> ({name: TensorInfo}, metadata dict, the header's bytes)
     "Read and verify one safetensors header; raises BadCheckpoint."
     path = Path(path)
@@ -333,9 +358,8 @@ def read_header(path) -> tuple:  # -> ({name: TensorInfo}, metadata dict, the he
     with open(path, 'rb') as f:
         n = int.from_bytes(f.read(8), 'little')
         if size >= 8 and n > MAX_HEADER: _bad('header-too-long', f'the header claims {n} bytes', file=name)
-        if size < 8 or 8 + n > size:
-            _bad('truncated-file', f'the file has {size} bytes' + f', its header alone claims {n}' * (size >= 8),
-                 file=name)
+        if size < 8: _bad('truncated-file', f'the file has {size} bytes', file=name)
+        if 8 + n > size: _bad('truncated-file', f'the file has {size} bytes, its header alone claims {n}', file=name)
         raw = f.read(n)
     try: head = json.loads(raw.decode('utf-8'), object_pairs_hook=_no_twins)
     except (ValueError, RecursionError) as e: _bad('header-not-json', f'the header is not JSON ({e})', file=name)
@@ -350,9 +374,8 @@ def _no_twins(pairs):
 def _well_formed(e):
     "Whether a header entry has the right keys and nothing but non-negative integers in its lists."
     def ints(x): return isinstance(x, list) and all(type(i) is int and i >= 0 for i in x)
-    return (isinstance(e, dict) and isinstance(e.get('dtype'), str) and ints(e.get('shape'))
-            and ints(e.get('data_offsets'))
-            and len(e['data_offsets']) == 2)
+    if not isinstance(e, dict) or not isinstance(e.get('dtype'), str): return False
+    return ints(e.get('shape')) and ints(e.get('data_offsets')) and len(e['data_offsets']) == 2
 
 def _tensors_of(head, name, base, size):
     "Verify the entries of a header; `base` is where the data begins, `size` where the file ends."
@@ -363,15 +386,15 @@ def _tensors_of(head, name, base, size):
         (a, b), dtype, shape, here = e['data_offsets'], e['dtype'], tuple(e['shape']), dict(file=name, tensor=k)
         if dtype not in ITEMSIZE: _bad('header-dtype', f'element type {dtype!r}' + suggest(dtype, ITEMSIZE), **here)
         want = math.prod(shape) * ITEMSIZE[dtype]
-        if b - a != want: _bad('header-size', f'{b - a} bytes for {dtype} {list(shape)}', expected=f'{want} bytes',
-                               **here)
+        if b - a != want:
+            _bad('header-size', f'{b - a} bytes for {dtype} {list(shape)}', expected=f'{want} bytes', **here)
         if a != at: _bad('header-offsets', f'data from byte {a}, the tensor before it ends at {at}', **here)
         if base + b > size: _bad('truncated-file', f'data up to byte {base + b}, the file has {size}', **here)
         tensors[k], at = TensorInfo(dtype, shape, name, base + a, base + b), b
     if base + at != size: _bad('header-offsets', f'{size - base - at} bytes after the last tensor', file=name)
     return tensors
 
-# %% ../nbs/08_checkpoint.ipynb #e02a4208
+# %% ../nbs/08_checkpoint.ipynb #1d3031d5
 def _json(path, code):
     "A JSON object, or BadCheckpoint with that code."
     try: x = json.loads(path.read_text(encoding='utf-8'))
@@ -383,13 +406,12 @@ def _what_is(path):
     "Say what a directory is when it is not a checkpoint; raises BadCheckpoint."
     names = sorted(p.name for p in path.iterdir())
     def first(*ends): return next((n for n in names if n.endswith(ends)), None)
-    weights = first('.safetensors') or first('.engine')
-    if 'adapter_config.json' in names: _bad('lora-adapter', 'a LoRA adapter: differences to a base model',
-                                            file='adapter_config.json')
+    weights = first('.safetensors', '.engine')
+    if 'adapter_config.json' in names:
+        _bad('lora-adapter', 'a LoRA adapter: differences to a base model', file='adapter_config.json')
     if n := first('.gguf'): _bad('gguf', 'a GGUF file, the format of llama.cpp', file=n)
     if n := first('.incomplete', '.tmp', '.part', '.crdownload'): _bad('half-written', 'an unfinished file', file=n)
-    if 'config.json' not in names: _bad('no-config',
-                                        f"{len(names)} files, {'weights but ' if weights else ''}no config.json")
+    if 'config.json' not in names: _bad('no-config', f"{len(names)} files and no config.json")
     if not weights:
         if n := first('.bin', '.pt', '.pth', '.ckpt'): _bad('pickle-weights', 'weights as a Python pickle only', file=n)
         _bad('no-weights', 'config.json without weights', file='config.json')
@@ -401,7 +423,7 @@ def _inside(root, path):
     if root.parent.name == 'snapshots' and real.parent == root.parent.parent/'blobs': return  # hub cache layout
     _bad('symlink-outside', f'a symbolic link to {real}', file=path.name)
 
-# %% ../nbs/08_checkpoint.ipynb #46e392d5
+# %% ../nbs/08_checkpoint.ipynb #f15fd08b
 INDEX = 'model.safetensors.index.json'
 
 def _shards(root, names):
@@ -411,8 +433,8 @@ def _shards(root, names):
         for k, t in read_header(root/n)[0].items():
             if k in tensors: found.append(_f('duplicate-tensor', f'also in {tensors[k].file}', file=n, tensor=k))
             tensors.setdefault(k, t)
-    if (root/INDEX).exists(): return tensors, found + list(_check_index(_json(root/INDEX, 'index-json'), tensors,
-                                                                        names))
+    if (root/INDEX).exists():
+        return tensors, found + list(_check_index(_json(root/INDEX, 'index-json'), tensors, names))
     numbered = [(n, m) for n in names if (m := re.search(r'-(\d+)-of-(\d+)\.safetensors$', n))]
     if numbered:
         n, m = numbered[0]
@@ -428,27 +450,29 @@ def _check_index(index, tensors, names):
         yield _f('index-json', 'no weight_map of names to files', file=INDEX); return
     for f in sorted(set(where.values()) - set(names)):
         if os.path.basename(f) != f: yield _f('index-path', f'it points to {f}', file=INDEX)
-        else: yield _f('missing-shard', f'the index puts {sum(v == f for v in where.values())} tensors into a file that is not here', file=f)
+        else:
+            yield _f('missing-shard', f'the index puts {list(where.values()).count(f)} tensors into it, it is not here',
+                     file=f)
     for f in sorted(set(names) - set(where.values())): yield _f('stray-shard', 'the index does not name it', file=f)
     for k, f in where.items():
         if f in names and (k not in tensors or tensors[k].file != f):
             real = f'it is in {tensors[k].file}' if k in tensors else 'no file has it'
             yield _f('index-tensor', f'the index says {f}; {real}', file=INDEX, tensor=k)
     for k, t in tensors.items():
-        if k not in where and t.file in where.values(): yield _f('index-unlisted', f'in {t.file}, not in the index',
-                                                                 file=INDEX, tensor=k)
+        if k not in where and t.file in where.values():
+            yield _f('index-unlisted', f'in {t.file}, not in the index', file=INDEX, tensor=k)
 
-# %% ../nbs/08_checkpoint.ipynb #d8e4018e
-SCHEME_OF = dict(FP8='fp8', FP8_PER_CHANNEL_PER_TOKEN='fp8_rowwise', FP8_BLOCK_SCALES='fp8_block',
-                 W8A8_SQ_PER_CHANNEL='int8_sq',
-                 W8A16='int8_wo', W4A16_AWQ='int4_awq', NVFP4='nvfp4', NVFP4_AWQ='nvfp4')  # TensorRT-LLM's quant_algo -> scheme
+# %% ../nbs/08_checkpoint.ipynb #f551b042
+# TensorRT-LLM's quant_algo -> scheme
+SCHEME_OF = dict(FP8='fp8', FP8_PER_CHANNEL_PER_TOKEN='fp8_rowwise', FP8_BLOCK_SCALES='fp8_block', W8A16='int8_wo',
+                 W8A8_SQ_PER_CHANNEL='int8_sq', W4A16_AWQ='int4_awq', NVFP4='nvfp4', NVFP4_AWQ='nvfp4')
 
 def canonical_algo(algo):
     "TensorRT-LLM reads ModelOpt's `fp8_pb_wo` as FP8_BLOCK_SCALES; other names pass unchanged."
     return 'FP8_BLOCK_SCALES' if algo == 'fp8_pb_wo' else algo
 
 def _compressed(q):
-    "What TensorRT-LLM 1.2 makes of a compressed-tensors config: it reads group_0 alone and never the type -> (algo, weights, activations)."
+    "What 1.2 makes of compressed-tensors, reading group_0 alone and no type -> (algo, weights, activations)."
     g = (q.get('config_groups') or {}).get('group_0') or {}
     w, a = g.get('weights') or {}, g.get('input_activations') or {}
     algo = {(8, 'channel', 'token'): 'FP8_PER_CHANNEL_PER_TOKEN', (8, 'block', 'group'): 'FP8_BLOCK_SCALES'}
@@ -459,14 +483,13 @@ def _inline(config):
     q = config.get('quantization_config')
     if not isinstance(q, dict): return {}
     skip = q.get('ignore') or q.get('exclude_modules') or q.get('modules_to_not_convert') or []
-    rest = dict(exclude_modules=skip, kv_cache_quant_algo='FP8'
-                if q.get('kv_cache_scheme') else q.get('kv_cache_quant_algo'))
-    if q.get('quant_method') == 'fp8' and q.get('weight_block_size'): return dict(quant_algo='FP8_BLOCK_SCALES',
-                                                                        group_size=128, **rest)
-    if q.get('quant_method') == 'compressed-tensors': return dict(quant_algo=_compressed(q)[0], **rest)
+    kv = 'FP8' if q.get('kv_cache_scheme') else q.get('kv_cache_quant_algo')
+    rest, method = dict(exclude_modules=skip, kv_cache_quant_algo=kv), q.get('quant_method')
+    if method == 'fp8' and q.get('weight_block_size'): return dict(quant_algo='FP8_BLOCK_SCALES', **rest)
+    if method == 'compressed-tensors': return dict(quant_algo=_compressed(q)[0], **rest)
     return q | rest if 'quant_algo' in q else {}
 
-# %% ../nbs/08_checkpoint.ipynb #fa293847
+# %% ../nbs/08_checkpoint.ipynb #d6411f5e
 @dataclass
 class Checkpoint:
     "A checkpoint directory: headers and configs in memory, weights on disk."
@@ -490,21 +513,35 @@ class Checkpoint:
     def _scan(cls, path):
         "Open without judging shards and index -> (Checkpoint, findings)."
         path = Path(path).expanduser()
-        if path.is_file() and path.suffix == '.gguf': _bad('gguf', 'a GGUF file, the format of llama.cpp',
-                                                           file=path.name)
-        if not path.is_dir(): raise CookError(f"{path}: {'a file' if path.exists() else 'no such directory'}; expected a checkpoint directory")
-        root = path.resolve()
+        if path.is_file() and path.suffix == '.gguf':
+            _bad('gguf', 'a GGUF file, the format of llama.cpp', file=path.name)
+        if not path.is_dir():
+            what = 'a file' if path.exists() else 'no such directory'
+            raise CookError(f'{path}: {what}; expected a checkpoint directory')
+        try: return cls._read(path, path.resolve())
+        except OSError as e:
+            raise CookError(f'{path}: {e.filename or ""} cannot be read ({e.strerror}); mend its permissions') from None
+
+    @classmethod
+    def _read(cls, path, root):
         _what_is(root)
         for p in root.iterdir():
-            if p.suffix in ('.safetensors', '.json'): _inside(root, p)
+            if p.suffix not in ('.safetensors', '.json'): continue
+            _inside(root, p)
+            if not p.is_file():
+                _bad('half-written', 'a link to nothing' if p.is_symlink() else 'not a file', file=p.name)
         names = sorted(p.name for p in root.iterdir() if p.suffix == '.safetensors')
         config, hf = _json(root/'config.json', 'config-json'), root/'hf_quant_config.json'
         layout = 'engine' if (root/'rank0.engine').exists() else 'trtllm' if 'rank0.safetensors' in names else 'hf'
         source = hf.name if hf.exists() else 'config.json'
-        raw = _json(hf, 'quant-config-json') if hf.exists() else config if layout != 'hf' else {'quantization': _inline(config)}
+        if hf.exists(): raw = _json(hf, 'quant-config-json')
+        else: raw = config if layout != 'hf' else {'quantization': _inline(config)}
         quant = raw.get('quantization', raw if hf.exists() else {})  # late versions also take the flat form
-        if not isinstance(quant, dict): _bad('quant-config-json', f"'quantization' is a JSON {type(quant).__name__}",
-                                             file=source)
+        if not isinstance(quant, dict):
+            _bad('quant-config-json', f"'quantization' is a JSON {type(quant).__name__}", file=source)
+        # its layers may stand beside it
+        if quant.get('quant_algo') == 'MIXED_PRECISION' and (root/'quant_cfg.json').exists():
+            quant = quant | _json(root/'quant_cfg.json', 'quant-config-json')
         tensors, found = _shards(root, names)
         modules = {}
         for k, t in tensors.items(): modules.setdefault(k.rpartition('.')[0], {})[k.rpartition('.')[2]] = t
@@ -558,18 +595,18 @@ class Checkpoint:
         if len(self.tensors) > 12: rows.append([f'and {len(self.tensors) - 12} more', '', '', ''])
         arch = (self.config.get('architectures') or [self.config.get('architecture', 'unknown architecture')])[0]
         head = f"**{arch}**, {self.scheme or self.algo or 'not quantized'}, KV cache {self.kv}"
-        return f'{head}, {fmt_bytes(self.nbytes)} in {len(self.tensors)} tensors\n\n' + md_table(rows,
-                                                                        ['tensor', 'type', 'shape', 'size:'])
+        head += f', {fmt_bytes(self.nbytes)} in {len(self.tensors)} tensors'
+        return f'{head}\n\n' + md_table(rows, ['tensor', 'type', 'shape', 'size:'])
 
-# %% ../nbs/08_checkpoint.ipynb #b0e6782b
+# %% ../nbs/08_checkpoint.ipynb #e95b65d2
 ALGOS = set('''W8A16 W4A16 W4A16_AWQ W4A8_AWQ W8A16_GPTQ W4A16_GPTQ W8A8_SQ_PER_CHANNEL W8A8_SQ_PER_TENSOR_PLUGIN
     W8A8_SQ_PER_CHANNEL_PER_TOKEN_PLUGIN W8A8_SQ_PER_CHANNEL_PER_TENSOR_PLUGIN W8A8_SQ_PER_TENSOR_PER_TOKEN_PLUGIN
     W4A8_QSERVE_PER_GROUP W4A8_QSERVE_PER_CHANNEL FP8 FP8_PER_CHANNEL_PER_TOKEN FP8_BLOCK_SCALES MIXED_PRECISION NVFP4
-    W4A8_NVFP4_FP8 W4A8_MXFP4_FP8 W4A8_MXFP4_MXFP8 W4A16_MXFP4 NVFP4_AWQ NO_QUANT'''.split())  # quantization/mode.py, 1.2.0
+    W4A8_NVFP4_FP8 W4A8_MXFP4_FP8 W4A8_MXFP4_MXFP8 W4A16_MXFP4 NVFP4_AWQ NO_QUANT'''.split())  # mode.py, 1.2.0
 ALGOS_LATER = {'NVFP4_ARC': (1, 3), 'W4A16_NVFP4': (1, 4), 'MXFP8': (1, 4)}  # seen in sources of that line, not in 1.2
 KV_ALGOS = ('FP8', 'NVFP4', 'INT8')
-_NO_PYTORCH = {a for a in ALGOS if a.startswith('W8A8_SQ') or a.endswith('GPTQ')
-               or 'QSERVE' in a}  # get_quant_method raises
+# get_quant_method raises
+_NO_PYTORCH = {a for a in ALGOS if a.startswith('W8A8_SQ') or a.endswith('GPTQ') or 'QSERVE' in a}
 _QUANTIZED = ('F8_E4M3', 'F8_E5M2', 'I8', 'U8', 'I32')  # element types of quantized weights
 _PACK = {a: (1, 2) for a in ('NVFP4', 'NVFP4_AWQ', 'W4A8_NVFP4_FP8', 'W4A16_NVFP4')}  # values per byte along (o, i)
 _PACK |= {a: (2, 1) for a in ('W4A16_AWQ', 'W4A8_AWQ')}
@@ -616,7 +653,7 @@ def expected_shapes(config: dict,  # config.json
                   'mlp.gate_proj': (f, h), 'mlp.up_proj': (f, h)}
     return {'model.embed_tokens': (v, h)} | {f'model.layers.{l}.{k}': s for l in range(layers) for k, s in per.items()}
 
-# %% ../nbs/08_checkpoint.ipynb #6fae6180
+# %% ../nbs/08_checkpoint.ipynb #cc81cc48
 _FOREIGN = dict(gptq='GPTQ', awq='AutoAWQ', bitsandbytes='bitsandbytes', hqq='HQQ', quanto='Quanto', aqlm='AQLM',
                 torchao='torchao', eetq='EETQ')
 
@@ -650,8 +687,7 @@ def _check_form(c, v):
     if 'quantization' not in raw and v < (1, 4):
         yield _f('quant-config-form', 'a flat file', severity='error' if v < (1, 3) else 'warning', **at)
     inline = canonical_algo(q.get('quant_algo')) if isinstance(q, dict) else None
-    if inline and inline != c.algo: yield _f('inline-differs', f'config.json says {inline}, {c.source} says {c.algo}',
-                                             **cfg)
+    if inline and inline != c.algo: yield _f('inline-differs', f'{inline} here, {c.algo} in {c.source}', **cfg)
     producer = raw.get('producer')
     if v >= (1, 3) and (producer.get('name') if isinstance(producer, dict) else None) != 'modelopt':
         yield _f('no-producer', f'producer {producer}', **at)
@@ -663,17 +699,16 @@ def _check_algo(c, v):
     known = ALGOS | {a for a, since in ALGOS_LATER.items() if v >= since}
     if not algo: yield _f('quant-algo-missing', 'no quant_algo', **at); return
     if c.algo in ALGOS_LATER and c.algo not in known:
-        yield _f('quant-algo-version', f"quant_algo {algo}, which came with {'.'.join(map(str, ALGOS_LATER[c.algo]))}",
-                 **at)
-    elif c.algo not in known: yield _f('quant-algo-unknown', f'quant_algo {algo!r}{suggest(str(algo), sorted(known))}',
-                                       **at)
+        line = '.'.join(map(str, ALGOS_LATER[c.algo]))
+        yield _f('quant-algo-version', f'quant_algo {algo}, which came with {line}', **at)
+    elif c.algo not in known:
+        yield _f('quant-algo-unknown', f'quant_algo {algo!r}' + suggest(str(algo), sorted(known)), **at)
     if kv not in (*KV_ALGOS, None, '', 'none', 'null'): yield _f('kv-algo-unknown', f'kv_cache_quant_algo {kv!r}', **at)
     if (want := _GROUP.get(c.algo)) and g not in (None, 0, want) or c.algo in ('NVFP4', 'NVFP4_AWQ') and not g:
         yield _f('group-size', f'group_size {g}', expected=str(want), **at)
     if c.algo == 'MIXED_PRECISION':
         if not q.get('quantized_layers'): yield _f('quantized-layers', 'MIXED_PRECISION without quantized_layers', **at)
-        if 'kv_cache_quant_algo' not in q and v < (1, 3): yield _f('kv-key-missing', 'MIXED_PRECISION without that key',
-                                                                   **at)
+        if 'kv_cache_quant_algo' not in q and v < (1, 3): yield _f('kv-key-missing', 'mixed precision without it', **at)
     yield from _check_exclude(c, at)
 
 def _check_exclude(c, at):
@@ -681,9 +716,9 @@ def _check_exclude(c, at):
     if ex is not None and (not isinstance(ex, list) or len(c.exclude) < len(ex)):
         yield _f('exclude-modules', f'exclude_modules is {json.dumps(ex)[:60]}', **at)
     for p in c.exclude:
+        literal = not re.search(r'[*?\[]', p) and p != 'lm_head' and c.layout == 'hf'
         if p.startswith(('re:', '^')): yield _f('exclude-regex', f'the regular expression {p!r}', **at)
-        elif c.layout == 'hf' and p != 'lm_head' and not re.search(r'[*?\[]', p) and not any(
-                m == p or m.startswith(p + '.') for m in c.modules):
+        elif literal and not any(m == p or m.startswith(p + '.') for m in c.modules):
             yield _f('exclude-nothing', f'{p!r}, which no tensor belongs to', **at)
 
 def _check_compressed(q, v):
@@ -692,14 +727,14 @@ def _check_compressed(q, v):
     how = f"{w.get('num_bits')}-bit {w.get('type')} weights by {w.get('strategy')}, activations by {a.get('strategy')}"
     if algo and 'int' in (w.get('type'), a.get('type')): yield _f('ct-int8-as-fp8', how, **cfg)
     elif not algo: yield _f('ct-strategy', how, **cfg)
-    if len(q.get('config_groups') or {}) > 1 and v < (1, 4): yield _f('ct-groups', f"{len(q['config_groups'])} groups",
-                                                                      **cfg)
+    n = len(q.get('config_groups') or {})
+    if n > 1 and v < (1, 4): yield _f('ct-groups', f'{n} groups', **cfg)
     for p in q.get('ignore') or []:
         if str(p).startswith('re:'): yield _f('exclude-regex', f'ignore holds the regular expression {p!r}', **cfg)
 
-# %% ../nbs/08_checkpoint.ipynb #934fc175
-_CLASSES_V5 = ('TokenizersBackend', 'SentencePieceBackend',
-               'PythonBackend')  # tokenizer classes that transformers 4 lacks
+# %% ../nbs/08_checkpoint.ipynb #8af4fa0d
+# tokenizer classes unknown to transformers 4
+_CLASSES_V5 = ('TokenizersBackend', 'SentencePieceBackend', 'PythonBackend')
 
 def _rope(config):
     "rope_parameters of transformers 5 in the words of transformers 4; {} if there are none."
@@ -708,8 +743,8 @@ def _rope(config):
     if not isinstance(p, dict) or 'rope_theta' not in p: return {}
     rest = {k: x for k, x in p.items() if k != 'rope_theta'}
     old = dict(rope_theta=p['rope_theta'], rope_scaling=None if rest.get('rope_type', 'default') == 'default' else rest)
-    return old | (dict(rope_local_base_freq=local['rope_theta']) if isinstance(local, dict)
-                  and 'rope_theta' in local else {})
+    if isinstance(local, dict) and 'rope_theta' in local: old['rope_local_base_freq'] = local['rope_theta']
+    return old
 
 def _check_config(c, v):
     "config.json: architecture, rotary base, and as many layers as it says."
@@ -725,9 +760,9 @@ def _check_config(c, v):
     have = {int(m[2]) for k in c.tensors if (m := re.match(r'(model|transformer)\.(?:layers|h)\.(\d+)\.', k))}
     if isinstance(n, int) and have:
         gone = [l for l in range(min(n, 10_000)) if l not in have]
-        if gone: yield _f('layer-missing', f'no tensors of layer {gone[0]}', expected=f'{n} layers', count=len(gone),
-                          **at)
-        if max(have) >= n: yield _f('layer-extra', f'layers up to {max(have)}', expected=f'{n} layers', **at)
+        at |= dict(expected=f'{n} layers')
+        if gone: yield _f('layer-missing', f'no tensors of layer {gone[0]}', count=len(gone), **at)
+        if max(have) >= n: yield _f('layer-extra', f'layers up to {max(have)}', **at)
     for m, shape in want.items():
         layer = re.match(r'model\.layers\.(\d+)\.', m)
         if 'weight' not in c.modules.get(m, {}) and (not layer or int(layer[1]) in have):
@@ -738,13 +773,13 @@ def _check_tokenizer(c, v):
     if not any((d/f).exists() for f in ('tokenizer.json', 'tokenizer.model', 'vocab.json', 'spiece.model')):
         yield _f('tokenizer-missing', 'no tokenizer')
     elif (d/name).exists() and (k := _json(d/name, 'tokenizer-json').get('tokenizer_class')) in _CLASSES_V5:
-        yield _f('tokenizer-class', f'{k}, a class of transformers 5', severity='error' if v < (1, 4) else 'warning',
-                 file=name)
+        severity = 'error' if v < (1, 4) else 'warning'
+        yield _f('tokenizer-class', f'{k}, a class of transformers 5', severity, file=name)
 
-# %% ../nbs/08_checkpoint.ipynb #104897dc
+# %% ../nbs/08_checkpoint.ipynb #f9daa129
 def make_portable(path,   # a checkpoint directory
                  ) -> list:  # names of the files that were changed
-    "Let transformers 4 (so TensorRT-LLM 1.2) and 5 read the same directory: rotary base, tokenizer class, extra tokens."
+    "Let transformers 4 (so TensorRT-LLM 1.2) read what 5 wrote: rotary base, tokenizer class, extra tokens."
     d, changed = Path(path), []
     def put(name, old, new):
         if new != old: write_json(d/name, new); changed.append(name)
@@ -758,7 +793,7 @@ def make_portable(path,   # a checkpoint directory
         put('tokenizer_config.json', old, new)
     return changed
 
-# %% ../nbs/08_checkpoint.ipynb #17b090a0
+# %% ../nbs/08_checkpoint.ipynb #ec8498fd
 def _linears(c):
     "{module: leaves} of the 2-D weights inside decoder layers, routers excepted."
     return {m: t for m, t in c.modules.items() if 'weight' in t and len(t['weight'].shape) == 2
@@ -789,8 +824,7 @@ def _is_quantized(t):
 def _check_linears(c):
     want = expected_shapes(c.config)
     for m, t in _linears(c).items():
-        w, algo, at = t['weight'], _algo_of(c, m), dict(file=t['weight'].file, tensor=m)
-        quantized = _is_quantized(t)
+        w, algo, quantized, at = t['weight'], _algo_of(c, m), _is_quantized(t), dict(file=t['weight'].file, tensor=m)
         if algo and not quantized:
             yield _f('bf16-not-excluded', f'{w.dtype} in a module that is declared {algo}',
                      expected=f'a weight in {algo}', **at); continue
@@ -812,19 +846,18 @@ def _check_layer(c, m, t, algo, o, i):
     if algo.startswith('FP8') and (o % 16 or i % 16): yield _f('dim-16', f'a layer of [{o}, {i}]', tensor=m, **at)
     for leaf, (dtypes, shapes, required) in layer_spec(algo, o, i, g).items():
         x, name = t.get(leaf), f'{m}.{leaf}'
-        if x is None and leaf == 'weight_scale' and algo.startswith('FP8_'): x = t.get('weight_scale_inv')  # DeepSeek's name
+        if leaf == 'weight_scale' and x is None: x = t.get('weight_scale_inv')  # DeepSeek's name for it
         kind = 'weight' if leaf == 'weight' else 'scale'
         if x is None:  # AWQ folds q/k/v's and gate/up's into the norm before them; o_proj and down_proj have their own
             if required or leaf == 'pre_quant_scale' and c.quant.get(leaf) and m.endswith(('o_proj', 'down_proj')):
                 yield _f('scale-missing', f'no {leaf}', expected=f'{dtypes[0]} {list(shapes[0])}', tensor=name, **at)
-        elif x.dtype not in dtypes: yield _f(f'{kind}-dtype', f'{x.dtype}', expected=' or '.join(dtypes), tensor=name,
-                                             **at)
+        elif x.dtype not in dtypes: yield _f(f'{kind}-dtype', x.dtype, expected=' or '.join(dtypes), tensor=name, **at)
         elif x.shape not in shapes:
-            yield _f(f'{kind}-shape', str(list(x.shape)), expected=' or '.join(str(list(s)) for s in shapes),
-                     tensor=name, **at)
+            want = ' or '.join(str(list(s)) for s in shapes)
+            yield _f(f'{kind}-shape', str(list(x.shape)), expected=want, tensor=name, **at)
     if algo == 'FP8' and 'input_scale' not in t: yield _f('dynamic-activations', 'no input_scale', tensor=m, **at)
 
-# %% ../nbs/08_checkpoint.ipynb #8982c059
+# %% ../nbs/08_checkpoint.ipynb #75456e47
 FUSED = [('q_proj', 'k_proj', 'v_proj'), ('gate_proj', 'up_proj'), ('w1', 'w3')]  # what TensorRT-LLM joins
 
 def _fused(c):
@@ -855,14 +888,14 @@ def _check_fused(c, deep):
             if algos[0] == 'FP8' and leaf == 'weight_scale' and deep: effect.append(_requantized_error(c, g, values))
     if requantized:
         found, at = requantized[0]
-        more = f'measured: up to {max(effect):.1%} relative error in a weight' if effect else '--deep measures the effect'
+        more = f'measured: up to {max(effect):.1%} relative error in a weight' if effect else '--deep measures it'
         yield _f('fused-requantized', found, count=len(requantized), remedy=more, **at)
 
 def to_e4m3(x: np.ndarray) -> np.ndarray:  # float32 -> float32 on the E4M3 grid
     "Round to FP8 E4M3, ties to even, saturating at 448 (plain reference)."
     a = np.minimum(np.abs(x), 448).astype(np.float32)
-    step = np.exp2(np.maximum(np.floor(np.log2(np.maximum(a, 2.0**-9))),
-                              -6) - 3)  # spacing of the grid around each value
+    e = np.floor(np.log2(np.maximum(a, 2.0**-9)))
+    step = np.exp2(np.maximum(e, -6) - 3)  # spacing of the grid around each value
     return np.copysign(np.minimum(np.round(a / step) * step, 448), x).astype(np.float32)
 
 def _requantized_error(c, g, scales):
@@ -880,10 +913,10 @@ def _chunks(c, t, n=1 << 25):
     "The bytes of a tensor, piece by piece."
     for a in range(t.start, t.end, n): yield np.fromfile(Path(c.path)/t.file, np.uint8, min(n, t.end - a), offset=a)
 
-# %% ../nbs/08_checkpoint.ipynb #ddc32035
+# %% ../nbs/08_checkpoint.ipynb #217921c9
 _SMALL = 1 << 18  # bytes: scalar and per-channel scales are below, NVFP4's block scales of large layers above
-_QMAX = {'FP8': 448, 'FP8_PER_CHANNEL_PER_TOKEN': 448, 'FP8_BLOCK_SCALES': 448, 'W8A16': 127,
-         'W8A8_SQ_PER_CHANNEL': 127, 'W4A16_AWQ': 7}
+_QMAX = dict(FP8=448, FP8_PER_CHANNEL_PER_TOKEN=448, FP8_BLOCK_SCALES=448, W8A16=127, W8A8_SQ_PER_CHANNEL=127,
+             W4A16_AWQ=7)
 _SCALES = ('weight_scale', 'weight_scale_inv', 'weight_scale_2', 'input_scale', 'pre_quant_scale', 'k_scale', 'v_scale',
            'weights_scaling_factor', 'activation_scaling_factor', 'prequant_scaling_factor', 'kv_cache_scaling_factor')
 
@@ -896,8 +929,8 @@ def _check_scales(c, deep):
         x = c.array(k)
         yield from _check_values(x, t.dtype == 'F8_E4M3', dict(file=t.file, tensor=k))
         if leaf == 'weight_scale' and x.size == 1: scalars[k] = float(x.reshape(-1)[0])
-        qmax = 6 * 448 if leaf == 'weight_scale_2' else _QMAX.get(_algo_of(c,
-                                                                        m)) if leaf.startswith('weight_scale') else None
+        qmax = _QMAX.get(_algo_of(c, m)) if leaf in ('weight_scale', 'weight_scale_inv') else None
+        if leaf == 'weight_scale_2': qmax = 6 * 448
         if qmax and np.isfinite(x).all() and x.max() * qmax > 1000:
             yield _f('scale-magnitude', f'the largest weight would be {x.max() * qmax:.3g}', file=t.file, tensor=k)
     if scalars and set(scalars.values()) == {1.0}:
@@ -915,38 +948,35 @@ def _check_values(x, block, at):
 def _check_kv(c, sm):
     s = [k for k in c.tensors if k.endswith(('.k_scale', '.v_scale'))]
     at = dict(tensor=s[0], count=len(s)) if s else {}
-    if c.kv == 'none' and s: yield _f('kv-scale-unused',
-                                      'scales of a quantized KV cache, and kv_cache_quant_algo is null', **at)
-    if c.kv == 'fp8' and any((c.array(k) != 1).any() for k in s): yield _f('kv-scales-ignored',
-                                                                        'calibrated scales of the FP8 KV cache', **at)
+    if c.kv == 'none' and s: yield _f('kv-scale-unused', 'KV-cache scales, and kv_cache_quant_algo is null', **at)
+    if c.kv == 'fp8' and any((c.array(k) != 1).any() for k in s):
+        yield _f('kv-scales-ignored', 'calibrated KV-cache scales', **at)
     if c.kv == 'nvfp4' and not s: yield _f('kv-scale-missing', 'an NVFP4 KV cache without scales')
     if c.kv == 'nvfp4' and sm and sm not in (100, 103):
         yield _f('kv-unsupported', f'an NVFP4 KV cache for sm{sm}',
                  consequence='TensorRT-LLM documents it for sm100 and sm103')
     if c.kv == 'int8' and c.layout == 'hf':
-        yield _f('kv-unsupported', 'an INT8 KV cache',
-                 consequence="not in TensorRT-LLM's PyTorch backend (issue #3701)")
+        yield _f('kv-unsupported', 'an INT8 KV cache', consequence="not in TensorRT-LLM's PyTorch backend")
 
-# %% ../nbs/08_checkpoint.ipynb #c166ee92
+# %% ../nbs/08_checkpoint.ipynb #5de64225
 def _check_ends(c):
     tied = c.config.get('tie_word_embeddings', str(c.config.get('model_type')).startswith('gemma'))
     head, emb = c.modules.get('lm_head', {}).get('weight'), c.modules.get('model.embed_tokens', {}).get('weight')
     if emb:
         at, v = dict(tensor='model.embed_tokens', file=emb.file), c.config.get('vocab_size')
         if emb.dtype in _QUANTIZED: yield _f('embedding-quantized', emb.dtype, **at)
-        if emb.shape and v and emb.shape[0] != v: yield _f('vocab-size', f'{emb.shape[0]} embeddings',
-                                                           expected=f'vocab_size {v}', **at)
-        if not head and not tied: yield _f('lm-head-missing', 'no lm_head.weight, embeddings not tied',
-                                           tensor='lm_head')
+        if emb.shape and v and emb.shape[0] != v:
+            yield _f('vocab-size', f'{emb.shape[0]} embeddings', expected=f'vocab_size {v}', **at)
+        if not head and not tied:
+            yield _f('lm-head-missing', 'no lm_head.weight, embeddings not tied', tensor='lm_head')
     if not head: return
     at = dict(tensor='lm_head', file=head.file)
-    if head.dtype in _QUANTIZED or 'weight_scale' in c.modules['lm_head']: yield _f('lm-head-quantized', head.dtype,
-                                                                        **at)
+    if _is_quantized(c.modules['lm_head']): yield _f('lm-head-quantized', head.dtype, **at)
     elif c.algo and c.algo != 'MIXED_PRECISION' and not c.excluded('lm_head'):
         yield _f('lm-head-not-excluded', f'a {head.dtype} head that exclude_modules does not name', **at)
     if tied and emb and (head.dtype, head.shape) == (emb.dtype, emb.shape):
-        if np.array_equal(_sample(c, head), _sample(c, emb)): yield _f('tied-twice',
-                                                                       f'tied embeddings stored twice, {fmt_bytes(head.nbytes)} more', **at)
+        if np.array_equal(_sample(c, head), _sample(c, emb)):
+            yield _f('tied-twice', f'{fmt_bytes(head.nbytes)} stored twice', **at)
         else: yield _f('tied-differ', 'embeddings declared tied, and a head that differs from them', **at)
 
 def _sample(c, t, n=1 << 16):
@@ -954,89 +984,96 @@ def _sample(c, t, n=1 << 16):
     starts = sorted({t.start, max(t.start, t.start + t.nbytes // 2), max(t.start, t.end - n)})
     return np.concatenate([np.fromfile(Path(c.path)/t.file, np.uint8, min(n, t.end - a), offset=a) for a in starts])
 
-# %% ../nbs/08_checkpoint.ipynb #8a548ffa
+# %% ../nbs/08_checkpoint.ipynb #b9529ab2
 def _check_weights(c):
     for k, t in c.tensors.items():
         if k.rpartition('.')[2] in _SCALES: continue
         bad, top = 0, 0
         for x in _chunks(c, t):
-            if t.dtype == 'F8_E4M3': bad += int(((x & 127) == 127).sum()); top = max(top, int((x & 127).max()))
-            elif t.dtype == 'BF16': bad += int(((x.view('<u2') & 0x7f80) == 0x7f80).sum())  # all exponent bits: NaN or infinite
-            elif t.dtype in ('F16', 'F32'): bad += int((~np.isfinite(x.view(_NUMPY[t.dtype]))).sum())
-            elif t.dtype == 'I8': top = max(top, int(np.abs(x.view('i1').astype(np.int16)).max()))
+            if t.dtype == 'F8_E4M3': n, top = ((x & 127) == 127).sum(), max(top, int((x & 127).max()))
+            elif t.dtype == 'I8': n, top = 0, max(top, int(np.abs(x.view('i1').astype(np.int16)).max()))
+            elif t.dtype == 'BF16': n = ((x.view('<u2') & 0x7f80) == 0x7f80).sum()  # exponent all ones: NaN or infinite
+            else: n = (~np.isfinite(x.view(_NUMPY[t.dtype]))).sum() if t.dtype in ('F16', 'F32') else 0
+            bad += int(n)
         if bad: yield _f('weight-nonfinite', f'{bad} of {t.size} values are NaN or infinite', file=t.file, tensor=k)
         full = {'F8_E4M3': 448, 'I8': 127}.get(t.dtype)
         largest = float(e4m3_values()[top]) if t.dtype == 'F8_E4M3' else top
         if full and not bad and t.size > 256 and largest < full / 2:
             yield _f('scale-loose', f'the largest code is {largest:g}', expected=f'{full}', file=t.file, tensor=k)
 
-# %% ../nbs/08_checkpoint.ipynb #8746328e
+# %% ../nbs/08_checkpoint.ipynb #1da840e0
 def _check_support(c, trtllm, backend, sm, name):
-    "Whether this version, backend and GPU run the algorithm at all."
+    "Whether this version, backend and GPU run the algorithms at all."
+    algos = {_algo_of(c, m) for m in _linears(c)} if c.algo == 'MIXED_PRECISION' else {c.algo}
+    for algo in sorted(a for a in algos if a): yield from _check_algo_support(c, algo, trtllm, backend, sm, name)
+
+def _check_algo_support(c, algo, trtllm, backend, sm, name):
     from tqcook.schemes import SCHEMES, trtllm_support
-    at = dict(file=c.source)
-    if backend == 'pytorch' and c.algo in _NO_PYTORCH and not c.scheme:
-        yield _f('algo-unsupported', f'{c.algo} on the PyTorch backend',
-                 consequence='ValueError: unsupported quant mode', **at)
-    if not c.scheme: return
-    s = trtllm_support(c.scheme, trtllm, backend)
-    legacy = "quantize.export(..., layout='trtllm_legacy') and trtllm-build of TensorRT-LLM 1.2.1, or take fp8"
+    scheme, at, here = SCHEME_OF.get(algo), dict(file=c.source), f'{algo} on TensorRT-LLM {trtllm}, {backend} backend'
+    if not scheme:
+        if backend == 'pytorch' and algo in _NO_PYTORCH:
+            yield _f('algo-unsupported', here, consequence='ValueError: unsupported quant mode', **at)
+        return
+    s = trtllm_support(scheme, trtllm, backend)
+    legacy = "export with layout='trtllm_legacy', build with trtllm-build of TensorRT-LLM 1.2.1"
     if not s.native:
-        fix = dict(remedy=legacy) if c.scheme == 'int8_sq' and c.layout == 'hf' else {}
-        yield _f('algo-unsupported', f'{c.algo} on TensorRT-LLM {trtllm}, {backend} backend', consequence=s.why, **fix,
-                 **at)
+        fix = f'{legacy}; or take fp8' if scheme == 'int8_sq' and c.layout == 'hf' else None
+        yield _f('algo-unsupported', here, consequence=s.why, remedy=fix, **at)
     elif backend == 'tensorrt' and c.layout == 'hf':
         yield _f('layout', 'a Hugging Face layout for a TensorRT engine', expected="trtllm-build's layout",
                  remedy=legacy, **at)
-    elif sm and not (d := trtllm_support(c.scheme, trtllm, backend, sm)).native:
+    elif sm and not (d := trtllm_support(scheme, trtllm, backend, sm)).native:
         runs = [x for x in SCHEMES if trtllm_support(x, trtllm, backend, sm).native]
-        yield _f('device-unsupported', f'{c.algo} on {name} (sm{sm})', consequence=d.why,
-                 remedy=f"on this GPU: {', '.join(runs) or 'none'}", **at)
-    elif c.scheme == 'int8_wo' and backend == 'pytorch': yield _f('undocumented', f'{c.algo} on the PyTorch backend',
-                                                                  consequence=s.why, **at)
-    if c.scheme == 'int8_wo' and backend == 'pytorch':
+        yield _f('device-unsupported', f'{algo} on {name} (sm{sm})', consequence=d.why,
+                 remedy=f"this GPU runs {', '.join(runs) or 'none'}", **at)
+    elif scheme == 'int8_wo' and backend == 'pytorch':
+        yield _f('undocumented', f'{algo} on the PyTorch backend', consequence=s.why, **at)
+    if scheme == 'int8_wo' and backend == 'pytorch':
         for m, t in _linears(c).items():
-            if 'bias' in t and not c.excluded(m): yield _f('bias-dropped', 'a quantized layer with a bias', tensor=m,
-                                                           file=t['bias'].file)
-    if c.scheme == 'fp8_block' and c.source == 'hf_quant_config.json': yield _f('activations-too',
-                                                                        'weights in blocks of 128 x 128', **at)
+            if 'bias' in t and _algo_of(c, m) == algo:
+                yield _f('bias-dropped', 'a quantized layer with a bias', tensor=m, file=t['bias'].file)
+    if scheme == 'fp8_block' and c.source == 'hf_quant_config.json':
+        yield _f('activations-too', 'weights in blocks of 128 x 128', **at)
 
 def _check_legacy(c, backend):
     "The layout of trtllm-build: one file per rank, its own tensor names."
     n, at = (c.config.get('mapping') or {}).get('world_size', 1), dict(file='config.json')
     gone = [f'rank{r}.safetensors' for r in range(n) if not (Path(c.path)/f'rank{r}.safetensors').exists()]
     if gone: yield _f('rank-missing', f'{len(gone)} of {n} ranks are not here', file=gone[0])
-    if backend == 'pytorch': yield _f('layout', "trtllm-build's layout for the PyTorch backend",
-                                      expected='a Hugging Face layout',
-                                      remedy='export with layout="hf", or build an engine with TensorRT-LLM 1.2.1', **at)
+    if backend == 'pytorch':
+        yield _f('layout', "trtllm-build's layout for the PyTorch backend", expected='a Hugging Face layout',
+                 remedy="export with layout='hf', or build an engine with TensorRT-LLM 1.2.1", **at)
     if str(c.config.get('position_embedding_type')).startswith('rope') and 'rotary_base' not in c.config:
         yield _f('rotary-base', 'no rotary_base', **at)
     for m, t in c.modules.items():
         w = t.get('weight')
         if not w or len(w.shape) != 2 or not re.search(r'layers\.\d+\.(attention|mlp)\.', m) or c.excluded(m): continue
-        if w.dtype not in _QUANTIZED: yield _f('bf16-not-excluded', w.dtype, expected=c.algo or '', file=w.file,
-                                               tensor=m); continue
-        for leaf in ('weights_scaling_factor', 'activation_scaling_factor')[:2
-                                                                        if str(c.algo).startswith('W8A8') else 1]:
-            if leaf not in t: yield _f('scale-missing', f'no {leaf}', expected='F32', file=w.file, tensor=f'{m}.{leaf}')
-        s = t.get('weights_scaling_factor')
+        at, need = dict(file=w.file), ['weights_scaling_factor']
+        if str(c.algo).startswith('W8A8'): need.append('activation_scaling_factor')
+        if w.dtype not in _QUANTIZED:
+            yield _f('bf16-not-excluded', w.dtype, expected=f'a weight in {c.algo}', tensor=m, **at)
+            continue
+        for leaf in need:
+            if leaf not in t: yield _f('scale-missing', f'no {leaf}', expected='F32', tensor=f'{m}.{leaf}', **at)
+        s = t.get(need[0])
         if s and w.dtype == 'I8' and s.size not in (1, w.shape[0]):
-            yield _f('scale-shape', str(list(s.shape)), expected=f'[{w.shape[0]}]', file=w.file,
-                     tensor=f'{m}.weights_scaling_factor')
+            yield _f('scale-shape', str(list(s.shape)), expected=f'[{w.shape[0]}]', tensor=f'{m}.{need[0]}', **at)
 
-# %% ../nbs/08_checkpoint.ipynb #27c369fe
+# %% ../nbs/08_checkpoint.ipynb #6fa1aecd
 def check(path,             # checkpoint directory
           trtllm='1.2.1',   # TensorRT-LLM's version, 1.0 to 1.4.0rc
           device=None,      # GPU that shall serve it: a Device, a name such as 'h100', or None
           deep=False,       # read every byte, not headers and scales alone
           backend='auto',   # pytorch | tensorrt | auto (by the directory's layout)
+          passport=False,   # compare with the passport too
          ) -> Findings:
-    "What TensorRT-LLM will make of a directory; raises CookError only for a path, version, backend or device that does not exist."
+    "What TensorRT-LLM will make of a directory; raises CookError only for a path, version, backend or device unknown."
     from tqcook import device as devices, schemes
     t0, v = time.perf_counter(), schemes.version_key(str(trtllm))[:2]
     if isinstance(device, str): device = devices.lookup(device)
     sm, name = (device.sm, device.name) if device is not None and device.kind == 'cuda' else (None, None)
-    if backend not in ('auto', 'pytorch', 'tensorrt'): raise CookError(f"backend is {backend!r}; expected auto, pytorch or tensorrt")
+    if backend not in ('auto', 'pytorch', 'tensorrt'):
+        raise CookError(f'backend is {backend!r}; expected auto, pytorch or tensorrt')
     about = dict(scheme=None, algo=None, kv='none', layout=None, tensors=0, bytes=0)
     try:
         c, items = Checkpoint._scan(path)
@@ -1044,6 +1081,7 @@ def check(path,             # checkpoint directory
         about = dict(scheme=c.scheme, algo=c.algo, kv=c.kv, layout=c.layout, tensors=len(c.tensors), bytes=c.nbytes)
         items = items + list(_checks(c, v, str(trtllm), backend, sm, name, deep))
     except BadCheckpoint as e: items = [e.finding]
+    if passport and Path(path).is_dir(): items = items + verify(path, deep, device or 'none').items
     about |= dict(trtllm=str(trtllm), backend=backend, device=name, sm=sm, deep=bool(deep),
                   seconds=round(time.perf_counter() - t0, 3))
     return Findings(str(path), _merge(items), about)
@@ -1069,32 +1107,34 @@ def _checks(c, v, trtllm, backend, sm, name, deep):
     yield from _check_scales(c, deep)
     if deep: yield from _check_weights(c)
 
-# %% ../nbs/08_checkpoint.ipynb #a73641dc
+# %% ../nbs/08_checkpoint.ipynb #2af75aaf
 def _object(required=None, **props): return dict(type='object', properties=props, required=sorted(required or props))
 
-_text, _maybe, _count, _flag = dict(type='string'), dict(type=['string', 'null']), dict(type='integer',
-                                                                        minimum=0), dict(type='boolean')
+_text, _maybe, _flag = dict(type='string'), dict(type=['string', 'null']), dict(type='boolean')
+_count, _sm = dict(type='integer', minimum=0), dict(type=['integer', 'null'])
+_finding = _object(severity=dict(enum=list(SEVERITIES)), code=dict(enum=sorted(RULES)),
+                   count=dict(type='integer', minimum=1),
+                   **{k: _text for k in ('found', 'expected', 'consequence', 'remedy', 'file', 'tensor')})
 CHECK_SCHEMA = {'$schema': 'https://json-schema.org/draft/2020-12/schema', 'title': 'tqcook check --json'} | _object(
-    schema=dict(const=1), path=_text, ok=_flag, scheme=_maybe, algo=_maybe, kv=_text, layout=_maybe, tensors=_count, bytes=_count,
-    trtllm=_text, backend=dict(enum=['auto', 'pytorch', 'tensorrt']), device=_maybe, sm=dict(type=['integer',
-                                                                        'null']), deep=_flag,
+    schema=dict(const=1), path=_text, ok=_flag, scheme=_maybe, algo=_maybe, kv=_text, layout=_maybe, tensors=_count,
+    bytes=_count, trtllm=_text, backend=dict(enum=['auto', 'pytorch', 'tensorrt']), device=_maybe, sm=_sm, deep=_flag,
     seconds=dict(type='number', minimum=0), counts=_object(**{s: _count for s in SEVERITIES}),
-    findings=dict(type='array', items=_object(
-        severity=dict(enum=list(SEVERITIES)), code=dict(enum=sorted(RULES)), found=_text, expected=_text, consequence=_text,
-        remedy=_text, file=_text, tensor=_text, count=dict(type='integer', minimum=1))))
+    findings=dict(type='array', items=_finding), required=['schema', 'path', 'ok', 'kv', 'trtllm', 'backend', 'deep',
+                                                           'seconds', 'counts', 'findings'])
 
-# %% ../nbs/08_checkpoint.ipynb #3e9ebce6
+# %% ../nbs/08_checkpoint.ipynb #e3c07a49
 def dequantize(c: Checkpoint,
                module: str,      # name of a linear layer
               ) -> np.ndarray:   # float32 [out, in]
-    "The weight that a layer's stored numbers stand for, as the file has it (an AWQ or SmoothQuant input scale is not undone)."
+    "The weight that a layer's stored numbers stand for (an AWQ or SmoothQuant input scale is not undone)."
     t = c.modules.get(module, {})
     if 'weight' not in t: raise CookError(f'{c.path}: no layer {module!r}' + suggest(module, c.modules))
     w, algo, g = c.array(f'{module}.weight'), _algo_of(c, module), _entry(c, module).get('group_size') or 128
     scale = next((f'{module}.{s}' for s in ('weight_scale', 'weight_scale_inv') if s in t), None)
     if scale is None or t['weight'].dtype not in _QUANTIZED: return w.astype(np.float32)
     s = c.array(scale).astype(np.float32)
-    if t['weight'].dtype == 'U8' and algo and algo.startswith('NVFP4'):  # two codes a byte, the earlier input in the low bits
+    # two codes a byte, the earlier input in the low bits
+    if t['weight'].dtype == 'U8' and str(algo).startswith('NVFP4'):
         q = np.stack([w & 15, w >> 4], -1).reshape(len(w), -1)
         w, s, g = E2M1[q & 7] * np.where(q & 8, -1, 1), s * c.array(f'{module}.weight_scale_2'), 16
     elif t['weight'].dtype == 'U8':  # AWQ: two's complement, the earlier output row in the low bits
@@ -1114,7 +1154,8 @@ _MEANING = {
     'weight_scale_2': {'': 'one scale for all block scales, so that these fit into 8 bits: amax / (6 x 448)'},
     'input_scale': {'': 'the activation that maps to the largest code, over that code; from calibration'},
     'pre_quant_scale': {'': 'inputs are multiplied by it first: it moves outliers of activations into the weights'},
-    'k_scale': {'': 'scale of cached keys'}, 'v_scale': {'': 'scale of cached values'}, 'bias': {'': 'added after the product'}}
+    'k_scale': {'': 'scale of cached keys'}, 'v_scale': {'': 'scale of cached values'},
+    'bias': {'': 'added after the product'}}
 
 def explain(c: Checkpoint,
             module: str,     # name of a layer
@@ -1125,15 +1166,16 @@ def explain(c: Checkpoint,
         m, x = _MEANING.get(leaf, {}), c.array(f'{module}.{leaf}') if t.nbytes <= _SMALL else None
         what = m.get(t.dtype) or m.get('')
         if leaf.startswith('weight_scale') and not what:
-            what = {0: 'one scale for the whole weight', 1: 'one scale for each output row'}.get(len(t.shape),
-                                                                        'one scale for each block')
-        near = '' if x is None or leaf == 'weight' else f'{x.min():.4g}' if x.size == 1 else f'{x.min():.3g} to {x.max():.3g}'
+            by_rank = {0: 'one scale for the whole weight', 1: 'one scale for each output row'}
+            what = by_rank.get(len(t.shape), 'one scale for each block')
+        if x is None or leaf == 'weight': near = ''
+        else: near = f'{x.min():.4g}' if x.size == 1 else f'{x.min():.3g} to {x.max():.3g}'
         rows.append([f'`{leaf}`', t.dtype, ' x '.join(map(str, t.shape)) or 'scalar', near, what or ''])
     return Markdown(md_table(rows, ['tensor', 'type', 'shape', 'values', 'meaning']))
 
 Checkpoint.dequantize, Checkpoint.explain = dequantize, explain
 
-# %% ../nbs/08_checkpoint.ipynb #6507c8de
+# %% ../nbs/08_checkpoint.ipynb #c909999e
 def plot_scales(c: Checkpoint,
                 module: str,      # a layer with block scales (NVFP4, FP8 in blocks, AWQ)
                 original=None,    # the weight before quantization, [out, in], drawn over the grid
@@ -1144,7 +1186,7 @@ def plot_scales(c: Checkpoint,
     import matplotlib.pyplot as plt
     t, w = c.modules[module], c.dequantize(module)
     s = c.array(f'{module}.weight_scale').astype(np.float32)
-    if s.ndim != 2: raise CookError(f'{module} has {s.size} weight scales and no blocks; a picture of blocks needs NVFP4, INT4 or FP8 in blocks')
+    if s.ndim != 2: raise CookError(f'{module} has no blocks; a picture of them needs NVFP4, INT4 or FP8 in blocks')
     if 'weight_scale_2' in t: s = s * c.array(f'{module}.weight_scale_2')
     n = w.shape[1] // s.shape[1]
     fig, (left, right) = plt.subplots(1, 2, figsize=(8, 2.8), dpi=80, width_ratios=(1, 1.2), layout='constrained')
@@ -1152,18 +1194,19 @@ def plot_scales(c: Checkpoint,
     fig.colorbar(im, label='log2 of the scale')
     left.set(title='one scale for each block', xlabel=f'block of {n} inputs', ylabel='output row')
     x, here = np.arange(n), slice(block * n, (block + 1) * n)
-    for v in np.concatenate([-E2M1, E2M1]) if n == 16 else (): right.axhline(v * s[row, block], color='0.85', lw=.8,
-                                                                        zorder=0)
-    if original is not None: right.plot(x, np.asarray(original)[row, here], 'o', mfc='none', color='0.3',
-                                        label='before')
+    if n == 16:  # FP4: the values that this scale gives
+        for v in np.concatenate([-E2M1, E2M1]): right.axhline(v * s[row, block], color='0.85', lw=.8, zorder=0)
+    before = None if original is None else np.asarray(original)[row, here]
+    if before is not None: right.plot(x, before, 'o', mfc='none', color='0.3', label='before')
     right.plot(x, w[row, here], '.', color='C3', label='stored')
-    right.set(title=f'row {row}, block {block}', xlabel='input', ylabel='weight'); right.legend(fontsize=8)
+    right.set(title=f'row {row}, block {block}', xlabel='input', ylabel='weight', xticks=range(0, n, max(1, n // 8)))
+    right.legend(fontsize=8)
     plt.close(fig)
     return fig
 
 Checkpoint.plot = plot_scales
 
-# %% ../nbs/08_checkpoint.ipynb #4064b019
+# %% ../nbs/08_checkpoint.ipynb #4bd40416
 PASSPORT, EVALUATION, CARD = 'passport.json', 'evaluation.json', 'README.md'
 READ_ALL = 1 << 30  # bytes: directories up to here are hashed whole before each load
 _ALWAYS = 1 << 25   # bytes: files up to here are hashed always
@@ -1179,36 +1222,40 @@ class Passport(dict):
         return md_table(rows + [['files', f"{len(self['files'])}, {fmt_bytes(size)}"],
                                 ['checksum', self.checksum[:16] + '...']], ['passport', ''])
 
-def _seal(p): return sha256(json.dumps({k: v for k, v in p.items() if k != 'checksum'}, sort_keys=True,
-                                       ensure_ascii=False))
+def _seal(p):
+    "The checksum of a passport's content, whatever the order of its keys."
+    return sha256(json.dumps({k: v for k, v in p.items() if k != 'checksum'}, sort_keys=True, ensure_ascii=False))
 
 def _covered(d):
     "The files that a passport vouches for: all of the directory except what is written after it."
-    return sorted(p.name for p in d.iterdir() if p.is_file() and p.name[0] != '.'
-                  and p.name not in (PASSPORT, EVALUATION, CARD))
+    later = (PASSPORT, EVALUATION, CARD)
+    return sorted(p.name for p in d.iterdir() if p.is_file() and p.name[0] != '.' and p.name not in later)
 
 def _header_sha(p): return sha256(read_header(p)[2]) if p.suffix == '.safetensors' else None
 
 def _entry_of(p):
-    st = p.stat()
-    return dict(bytes=st.st_size, mtime_ns=st.st_mtime_ns, sha256=sha256(p)) | ({'header_sha256': h}
-                                                                        if (h := _header_sha(p)) else {})
+    st, header = p.stat(), _header_sha(p)
+    e = dict(bytes=st.st_size, mtime_ns=st.st_mtime_ns, sha256=sha256(p))
+    return e | {'header_sha256': header} if header else e
 
-def write_passport(path,             # finished directory: a checkpoint, or an engine
+def write_passport(path,               # finished directory: a checkpoint, or an engine
                    kind='checkpoint',  # checkpoint | engine
-                   replace=False,    # a passport is written once; True writes a new one
-                   **facts,          # scheme, kv, recipe, parameters, model, calibration, evaluation_text, seconds, ...; for an
-                                     # engine also device (a Device, or dict with name and sm), parallel {tp, pp}
+                   replace=False,      # a passport is written once; True writes a new one
+                   # scheme, kv, recipe, parameters, model, calibration, evaluation_text, ...; for an engine
+                   **facts,
+                                       # also device (a Device, or a dict with name and sm) and parallel {tp, pp}
                   ) -> Passport:
     "Write passport.json beside a finished checkpoint or engine."
     d = Path(path)
-    if kind not in ('checkpoint', 'engine'): raise CookError(f"a passport's kind is {kind!r}; expected checkpoint or engine")
-    if (d/PASSPORT).exists() and not replace: raise CookError(f'{d/PASSPORT} exists and is written once; export into a new directory')
+    if kind not in ('checkpoint', 'engine'):
+        raise CookError(f'the kind {kind!r} of passport; expected checkpoint or engine')
+    if (d/PASSPORT).exists() and not replace:
+        raise CookError(f'{d/PASSPORT} exists and is written once; export into a new directory')
     if not (names := _covered(d)): raise CookError(f'{d} holds no files; a passport is written when they are finished')
     device = facts.get('device')
     if device is not None and not isinstance(device, dict): facts['device'] = device.to_dict()
     if kind == 'engine' and not {'name', 'sm'} <= set(facts.get('device') or ()):
-        raise CookError('the passport of an engine needs device=..., with name and sm: engines run only on the GPU that they were built for')
+        raise CookError("an engine's passport needs device=... with name and sm: it runs only where it was built for")
     now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec='seconds')
     facts = {k: v for k, v in facts.items() if v is not None} | dict(versions=environment() | facts.get('versions', {}))
     p = Passport(schema=1, kind=kind, created=now, **facts, files={n: _entry_of(d/n) for n in names})
@@ -1216,19 +1263,20 @@ def write_passport(path,             # finished directory: a checkpoint, or an e
     write_json(d/PASSPORT, p)
     return p
 
-# %% ../nbs/08_checkpoint.ipynb #977466be
+# %% ../nbs/08_checkpoint.ipynb #9907ebc8
 def read_passport(path) -> Passport:
     "The passport of a directory; raises BadCheckpoint when it is damaged."
     p = Passport(_json(Path(path)/PASSPORT, 'passport-json'))
     files = p.get('files')
-    ok = p.get('schema') == 1 and isinstance(files, dict) and isinstance(p.checksum,
-                                                                        str) and p.get('kind') in ('checkpoint', 'engine') and all(
-        isinstance(f, dict) and {'bytes', 'mtime_ns',
-                                 'sha256'} <= f.keys() and os.path.basename(n) == n for n, f in files.items())
-    if not ok: _bad('passport-json', f"schema {p.get('schema')}, kind {p.get('kind')}, {'a' if files else 'no'} list of files", file=PASSPORT)
+    def entry(n, f): return isinstance(f, dict) and {'bytes', 'mtime_ns',
+                                                     'sha256'} <= f.keys() and os.path.basename(n) == n
+    known = p.get('schema') == 1 and p.get('kind') in ('checkpoint', 'engine') and isinstance(p.checksum, str)
+    if not known or not isinstance(files, dict) or not all(entry(n, f) for n, f in files.items()):
+        _bad('passport-json', f"schema {p.get('schema')}, kind {p.get('kind')}, or its list of files is damaged",
+             file=PASSPORT)
     return p
 
-# %% ../nbs/08_checkpoint.ipynb #11bd33f2
+# %% ../nbs/08_checkpoint.ipynb #d4f462cf
 def write_evaluation(path,        # directory with a passport
                      **results,   # quality (a Comparison's to_dict()), engine, commands, ...
                     ) -> dict:
@@ -1246,49 +1294,22 @@ def read_evaluation(path) -> dict:  # {} if there is none
 def _verify_evaluation(d, p):
     try: e = read_evaluation(d)
     except BadCheckpoint as bad: yield bad.finding; return
-    if e and e.get('passport') != p.checksum: yield _f('evaluation-other',
-                                                       f"made for passport {str(e.get('passport'))[:12]}...", file=EVALUATION)
+    if e and (other := e.get('passport')) != p.checksum:
+        yield _f('evaluation-other', f'made for passport {str(other)[:12]}...', file=EVALUATION)
 
-# %% ../nbs/08_checkpoint.ipynb #222f27ef
-RULES |= {
-    'no-passport': ('warning', 'passport.json', 'nobody can tell what this was made from, or whether it changed',
-                    'checkpoints from elsewhere have none'),
-    'passport-json': ('error', 'a JSON object with schema 1', 'the directory cannot be verified', 'export again'),
-    'passport-edited': ('error', 'the checksum that it carries', 'its statements do not count',
-                        'get the passport again, or export again'),
-    'file-missing': ('error', 'the file that the passport lists', 'the directory is not complete',
-                     'get the directory again'),
-    'file-size': ('error', '', 'the file is damaged or was replaced', 'get the file again, or export again'),
-    'file-changed': ('error', 'the bytes that the passport lists', 'the file is damaged or was replaced',
-                     'get the file again, or export again'),
-    'file-extra': ('error', 'only files of the passport', 'TensorRT-LLM reads every *.safetensors here',
-                   'remove it, or export again'),
-    'file-added': ('note', '', '', 'written after the passport, so not covered by it'),
-    'evaluation-json': ('warning', 'a JSON object', 'the measurements are lost', 'evaluate again'),
-    'evaluation-other': ('warning', "this passport's checksum", 'these measurements belong to another checkpoint',
-                         'evaluate again'),
-    'engine-other-sm': ('error', '', 'an engine runs only on the architecture that it was built for',
-                        'build it again on this GPU'),
-    'engine-other-gpu': ('warning', '', 'it may run slower than one built here, or need more memory than there is',
-                         'build it again on this GPU'),
-    'engine-no-gpu': ('error', 'the GPU that it was built for', 'it cannot run', 'use it on such a GPU'),
-    'engine-version': ('error', '', 'an engine runs only with the version that built it',
-                       'install that version, or build again'),
-    'engine-ranks': ('error', '', 'ranks are missing', 'build again'),
-}
-
+# %% ../nbs/08_checkpoint.ipynb #b6d06571
 def verify(path,          # directory with or without a passport
            deep=False,    # hash every byte, whatever the size
            device=None,   # for an engine: the GPU to run on; None detects it, 'none' leaves the question out
           ) -> Findings:
     "Compare a directory with its passport; a missing passport is a warning."
     d, t0, about = Path(path), time.perf_counter(), dict(hashed=0)
-    if not d.is_dir(): raise CookError(f"{d}: {'a file' if d.exists() else 'no such directory'}; expected a directory with a passport")
+    if not d.is_dir(): raise CookError(f"{d}: {'a file' if d.exists() else 'no such directory'}; expected a directory")
     if not (d/PASSPORT).exists(): return Findings(str(d), [_f('no-passport', 'no passport')], about)
     try: p = read_passport(d)
     except BadCheckpoint as e: return Findings(str(d), [e.finding], about)
-    items = [] if _seal(p) == p.checksum else [_f('passport-edited', 'its content gives another checksum',
-                                                  file=PASSPORT)]
+    items = []
+    if _seal(p) != p.checksum: items.append(_f('passport-edited', 'its content gives another checksum', file=PASSPORT))
     items += _verify_files(d, p, deep, about) + list(_verify_evaluation(d, p))
     if p['kind'] == 'engine' and device != 'none': items += _verify_engine(d, p, device)
     about |= dict(kind=p['kind'], scheme=p.get('scheme'), kv=p.get('kv', 'none'), deep=bool(deep),
@@ -1300,24 +1321,28 @@ def _verify_files(d, p, deep, about):
     items, memory = [], _Memory(d, p.checksum)
     deep = deep or sum(f['bytes'] for f in p['files'].values()) <= READ_ALL
     for n, want in p['files'].items():
-        if not (d/n).is_file(): items.append(_f('file-missing', 'not here', file=n)); continue
-        st = (d/n).stat()
-        if st.st_size != want['bytes']: items.append(_f('file-size', f'{st.st_size} bytes',
-                                                        expected=f"{want['bytes']} bytes", file=n)); continue
-        if not deep and want['bytes'] > _ALWAYS and (st.st_mtime_ns == want['mtime_ns'] or memory.knows(n, st)):
-            try: same = _header_sha(d/n) == want.get('header_sha256')
-            except BadCheckpoint: same = False
-            if not same: items.append(_f('file-changed', 'its header is another', file=n))
+        f, size = d/n, want['bytes']
+        if not f.is_file(): items.append(_f('file-missing', 'not here', file=n)); continue
+        st = f.stat()
+        if st.st_size != size:
+            items.append(_f('file-size', f'{st.st_size} bytes', expected=f'{size} bytes', file=n))
             continue
-        about['hashed'] += want['bytes']
-        if (h := sha256(d/n)) != want['sha256']: items.append(_f('file-changed',
-                                                                 f"sha256 {h[:12]}..., the passport says {want['sha256'][:12]}...", file=n))
+        if not deep and size > _ALWAYS and (st.st_mtime_ns == want['mtime_ns'] or memory.knows(n, st)):
+            if not _same_header(f, want): items.append(_f('file-changed', 'its header is another', file=n))
+            continue
+        about['hashed'] += size
+        if (h := sha256(f)) != want['sha256']:
+            items.append(_f('file-changed', f"sha256 {h[:12]}..., the passport says {want['sha256'][:12]}...", file=n))
         elif st.st_mtime_ns != want['mtime_ns']: memory.learn(n, st)
     memory.save()
     for n in set(_covered(d)) - set(p['files']):
         items.append(_f('file-extra' if n.endswith(('.safetensors', '.engine')) else 'file-added',
                         'the passport does not list it', file=n))
     return items
+
+def _same_header(f, want):
+    try: return _header_sha(f) == want.get('header_sha256')
+    except BadCheckpoint: return False
 
 class _Memory:
     "Files whose bytes were found right under a new time, remembered in the user's cache; losing it costs a hash."
@@ -1340,19 +1365,21 @@ class _Memory:
 def _verify_engine(d, p, device):
     "An engine belongs to one architecture, one version of TensorRT and a number of ranks."
     from tqcook import device as devices
-    here = devices.detect('auto') if device is None else devices.lookup(device) if isinstance(device, str) else device
+    if isinstance(device, str): here = devices.lookup(device)
+    else: here = devices.detect('auto') if device is None else device
     made, par = p['device'], p.get('parallel') or {}
     sms = made['sm'] if isinstance(made['sm'], list) else [made['sm']]
     built = f"built for {made['name']} (sm{', sm'.join(map(str, sms))})"
     if here.kind != 'cuda': yield _f('engine-no-gpu', f'{built}; there is no GPU here')
     elif here.sm not in sms: yield _f('engine-other-sm', f'{built}, this is {here.name} (sm{here.sm})')
-    elif here.name != made['name']: yield _f('engine-other-gpu',
-                                             f'{built}, this is {here.name}, of the same architecture')
-    for k, dist in (('tensorrt', 'tensorrt'), ('tensorrt_rtx', 'tensorrt-rtx-cu13'), ('tensorrt_llm', 'tensorrt-llm')):
-        was, now = (p.get('versions') or {}).get(k), version(dist)
+    elif here.name != made['name']:
+        yield _f('engine-other-gpu', f'{built}, this is {here.name}, of the same architecture')
+    versions = p.get('versions') or {}
+    for k, dist in dict(tensorrt='tensorrt', tensorrt_rtx='tensorrt-rtx-cu13', tensorrt_llm='tensorrt-llm').items():
+        was, now = versions.get(k), version(dist)
         if was and now and was != now: yield _f('engine-version', f'{k} {was} built it, {now} is installed')
-    ranks, want = len([n for n in p['files'] if re.fullmatch(r'rank\d+\.engine', n)]), par.get('tp', 1) * par.get('pp',
-                                                                        1)
+    ranks = len([n for n in p['files'] if re.fullmatch(r'rank\d+\.engine', n)])
+    want = par.get('tp', 1) * par.get('pp', 1)
     if ranks and ranks != want: yield _f('engine-ranks', f'{ranks} rank files', expected=f'{want} by tp x pp')
 
 def verify_or_refuse(path, deep=False, device=None) -> Findings:
@@ -1360,22 +1387,21 @@ def verify_or_refuse(path, deep=False, device=None) -> Findings:
     found = verify(path, deep, device)
     if not found.ok:
         f = found.errors[0]
-        raise CookError(f"{path}{'/' + f.file if f.file else ''}: {f.found}{f', expected {f.expected}' if f.expected else ''}; {f.consequence}; {f.remedy}")
+        where, expected = f"{path}{'/' + f.file if f.file else ''}", f', expected {f.expected}' if f.expected else ''
+        raise CookError(f'{where}: {f.found}{expected}; {f.consequence}; {f.remedy}')
     return found
 
-# %% ../nbs/08_checkpoint.ipynb #d7f228cc
+# %% ../nbs/08_checkpoint.ipynb #f7fdbbbd
 _QUALITY = (('perplexity before', 'ppl_base', '{:.4g}'), ('perplexity after', 'ppl_quant', '{:.4g}'),
-            ('ratio', 'ppl_ratio', '{:.5f}'),
-            ('mean KL divergence, nats per token', 'kld_mean', '{:.3g}'), ('same most likely token', 'top1_agreement',
-                                                                        '{:.2%}'))
+            ('ratio', 'ppl_ratio', '{:.5f}'), ('mean KL divergence, nats per token', 'kld_mean', '{:.3g}'),
+            ('same most likely token', 'top1_agreement', '{:.2%}'))
 
 def _quality_rows(q):
     rows = []
     for title, key, form in _QUALITY:
         if isinstance(q.get(key), (int, float)):
-            ci = q.get(key + '_ci95')
-            rows.append([title, form.format(q[key]), ' to '.join(form.format(x) for x in ci) if ci
-                         and None not in ci else ''])
+            ci = q.get(key + '_ci95') or [None]
+            rows.append([title, form.format(q[key]), '' if None in ci else ' to '.join(form.format(x) for x in ci)])
     return rows
 
 def model_card(path,           # checkpoint directory, with its passport and, if there is one, its evaluation
@@ -1386,44 +1412,54 @@ def model_card(path,           # checkpoint directory, with its passport and, if
     "A model card from what passport and evaluation say; it states nothing else."
     from tqcook import schemes
     d = Path(path)
-    c, p, e = Checkpoint.open(d), read_passport(d) if (d/PASSPORT).exists() else Passport(), read_evaluation(d)
-    model, cal, title = p.get('model') or {}, p.get('calibration') or {}, schemes.SCHEMES[c.scheme].title if c.scheme else c.algo or 'not quantized'
+    c, e = Checkpoint.open(d), read_evaluation(d)
+    p = read_passport(d) if (d/PASSPORT).exists() else Passport()
+    model, title = p.get('model') or {}, schemes.SCHEMES[c.scheme].title if c.scheme else c.algo or 'not quantized'
     base = base or model.get('hub') or ''
-    top = {'base_model': base, 'license': license, 'library_name': 'transformers', 'pipeline_tag': 'text-generation'}
-    out = ['---', *(f'{k}: {json.dumps(v)}' for k, v in top.items() if v), 'tags:',
-           *(f'- {t}' for t in ('tensorrt-llm', 'tqcook', c.scheme or c.algo) if t), '---', '',
-           f"# {(base or model.get('name') or d.resolve().name).split('/')[-1]}, {title}", '']
-    if model.get('weights') == 'random': out += ['**Random weights.** This checkpoint exists to measure size and speed; its text means nothing.', '']
-    facts = [['base model', base or model.get('name')], ['format', f'{title} (`{c.algo}`), KV cache {c.kv}'],
-             ['size', f'{fmt_bytes(c.nbytes)} in {len(c.tensors)} tensors'],
-             ['left in BF16', ', '.join(f'`{x}`' for x in c.exclude)], ['calibration',
-                                                                        ', '.join(f'{k} {v}' for k, v in cal.items()
-                                                                        if not isinstance(v, (dict, list)))],
-             ['recipe', p.get('recipe')], ['versions', ', '.join(f'{k} {v}' for k,
-                                                                 v in (p.get('versions') or {}).items())], ['passport',
-                                                                        p.checksum]]
-    out += [md_table([r for r in facts if r[1]], ['', '']), '', '## Quality', '']
+    name = (base or model.get('name') or p.get('source') or d.resolve().name).split('/')[-1]
+    out = [*_front(c, base, license), f'# {name}, {title}', '']
+    if model.get('weights') == 'random':
+        out += ['**Random weights**, to measure size and speed; its text means nothing.', '']
+    out += [_facts(c, p, base or name, title), '', '## Quality', '']
     q = e.get('quality') or {}
     if rows := _quality_rows(q):
-        text = ', '.join(f'{k} {q[k]}' for k in ('source', 'scored', 'windows', 'context', 'policy')
-                         if q.get(k) is not None)
-        out += [md_table(rows, ['', 'value:', '95 % interval']), '', f"On {text}."
-                + (f" Verdict: {q['verdict']}." if q.get('verdict') else ''), '']
-    else: out += ['Not evaluated.', '']
-    out += ['## How to serve it', '', *_serve(c, trtllm)]
+        on = ', '.join(f'{k} {q[k]}' for k in ('source', 'scored', 'windows', 'context', 'policy')
+                       if q.get(k) is not None)
+        out += [md_table(rows, ['', 'value:', '95 % interval']), '', f'On {on}.']
+        if q.get('verdict'): out[-1] += f" Verdict: {q['verdict']}."
+    else: out += ['Not evaluated.']
+    out += ['', '## How to serve it', '', *_serve(c, trtllm)]
     if e.get('commands'): out += ['', '## How it was made', '', '```', *e['commands'], '```']
     return Markdown('\n'.join(out) + '\n')
+
+def _front(c, base, license):
+    "The YAML that the hub reads."
+    top = {'base_model': base, 'license': license, 'library_name': 'transformers', 'pipeline_tag': 'text-generation'}
+    tags = [t for t in ('tensorrt-llm', 'tqcook', c.scheme or c.algo) if t]
+    return ['---', *(f'{k}: {json.dumps(v)}' for k, v in top.items() if v), 'tags:', *(f'- {t}' for t in tags), '---',
+            '']
+
+def _facts(c, p, base, title):
+    "What the directory is, from its headers and its passport."
+    def plain(d): return ', '.join(f'{k} {v}' for k, v in (d or {}).items()
+                                   if not isinstance(v, (dict, list, type(None))))
+    rows = [['base model', base], ['format', f'{title} (`{c.algo}`), KV cache {c.kv}'],
+            ['calibration', plain(p.get('calibration'))],
+            ['size', f'{fmt_bytes(c.nbytes)} in {len(c.tensors)} tensors'], ['not quantized',
+                                                                             ', '.join(f'`{x}`' for x in c.exclude)],
+            ['recipe', p.get('recipe')], ['versions', plain(p.get('versions'))], ['passport', p.checksum]]
+    return md_table([r for r in rows if r[1]], ['', ''])
 
 def _serve(c, trtllm):
     "Commands for TensorRT-LLM, or why there are none."
     from tqcook import schemes
     s = schemes.trtllm_support(c.scheme, trtllm, 'pytorch' if c.layout == 'hf' else 'tensorrt') if c.scheme else None
     if s is None or not s.native: return [f"TensorRT-LLM {trtllm} does not serve it{': ' + s.why if s else ''}."]
-    if c.layout == 'trtllm': return ['```', 'trtllm-build --checkpoint_dir . --output_dir ../engine', '```', '',
-                                     f'TensorRT-LLM {trtllm}.']
+    if c.layout == 'trtllm':
+        return ['```', 'trtllm-build --checkpoint_dir . --output_dir ../engine', '```', '', f'TensorRT-LLM {trtllm}.']
     sm = schemes.SCHEMES[c.scheme].min_sm
     return ['```', 'trtllm-serve . --backend pytorch', '```', '',
-            f'TensorRT-LLM {trtllm}, on a GPU of compute capability {sm // 10}.{sm % 10} or later: {s.why}. Checked by `tqcook check . --trtllm {trtllm}`.']
+            f'TensorRT-LLM {trtllm}, compute capability {sm // 10}.{sm % 10} or later. To check: `tqcook check .`.']
 
 def write_card(path, **kw) -> Path:
     "Write README.md from `model_card`."
