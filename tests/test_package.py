@@ -117,14 +117,14 @@ def test_every_module_imports_without_the_heavy_packages():
 @pytest.mark.parametrize('names', [MODULES, ['quantize', 'engine', 'perplexity']], ids=['all', 'three'])
 def test_imports_are_quick(names):
     code = f"""import sys, time
-t = time.perf_counter()
+t = time.process_time()
 import tqcook, {', '.join('tqcook.' + n for n in names)}
-t = time.perf_counter() - t
+t = time.process_time() - t
 print(t, sorted({{'torch', 'transformers', 'modelopt', 'matplotlib', 'nbclient', 'papermill'}} & set(sys.modules)))"""
     runs = [python(code) for _ in range(6)][1:] # the first one fills caches
     assert all(p.returncode == 0 for p in runs), runs[0].stderr
     assert {p.stdout.split(' ', 1)[1].strip() for p in runs} == {'[]'}
-    assert min(float(p.stdout.split()[0]) for p in runs) < .3 or statistics.median(float(p.stdout.split()[0]) for p in runs) < .3
+    assert statistics.median(float(p.stdout.split()[0]) for p in runs) < .3 # processor seconds, so that a busy machine fails no one
 
 def test_version_and_module_entry():
     p = subprocess.run([sys.executable, '-m', 'tqcook', '--version'], capture_output=True, text=True, cwd=REPO)
