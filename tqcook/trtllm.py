@@ -595,11 +595,11 @@ def ready(
     if errors and not force: raise CookError(f'{path} is not served with TensorRT-LLM {version}: {errors[0]}' + (f' (and {len(errors) - 1} more)' if len(errors) > 1 else '') + '; mend it, or say force')
     return found, passport
 
-# %% ../nbs/12_trtllm.ipynb #d83d55fa
+# %% ../nbs/12_trtllm.ipynb #c1d2b156
 _QFORMAT = dict(none='full_prec', fp8='fp8', int8_sq='int8_sq', int8_wo='int8_wo', int4_awq='int4_awq', nvfp4='nvfp4')
 
 def engine_commands(
-    model, # directory of the original, unquantized model
+    model, # directory of the original model, or a checkpoint from `quantize.export(..., layout='trtllm_legacy')`
     out, # directory: checkpoint/ and engine/ are made in it
     scheme: str = 'int8_sq',
     kv: str = 'none',
@@ -625,7 +625,9 @@ def engine_commands(
     build = ['trtllm-build', *_args('build', version, {'--checkpoint_dir': out/'checkpoint', '--output_dir': out/'engine', '--max_batch_size': w.concurrency, '--max_input_len': w.input_len,
              '--max_seq_len': w.input_len + w.output_len, '--max_num_tokens': _in_flight(w), '--kv_cache_type': 'paged', '--use_paged_context_fmha': 'enable',
              '--use_fp8_context_fmha': 'enable' if scheme == 'fp8' and kv == 'fp8' else None, '--gather_context_logits': scoring or None, '--workers': tp * pp})]
-    return [(convert, f'calibrates {scheme} on {calib_size} samples and writes a TensorRT-LLM checkpoint cut for tp {tp} × pp {pp}; the cut is fixed from here on'),
+    if (Path(model)/'rank0.safetensors').exists(): # converted already: the build is all that is left
+        build[build.index('--checkpoint_dir') + 1] = str(model); convert = None
+    return ([(convert, f'calibrates {scheme} on {calib_size} samples and writes a TensorRT-LLM checkpoint cut for tp {tp} × pp {pp}; the cut is fixed from here on')] if convert else []) + [
             (build, f'compiles for at most {w.concurrency} requests of {w.input_len} + {w.output_len} tokens; longer or more is refused at run time'
                     + ('; context logits are kept, for perplexity' if scoring else ''))]
 
@@ -640,7 +642,8 @@ def build_engine(
     out, seconds = Path(out), {}
     commands = engine_commands(model, out, scheme, kv, workload, tp, pp, runtime.version, scoring=scoring, examples=examples)
     out.mkdir(parents=True, exist_ok=True)
-    for name, (command, _) in zip(('convert', 'build'), commands):
+    for command, _ in commands:
+        name = 'convert' if command[0] == 'python3' else 'build'
         start = [*runtime.python, *command[1:]] if name == 'convert' else [*runtime.tool(command[0]), *command[1:]]
         seconds[name] = call(start, out/f'{name}.log', 4 * 3600)
     write_passport(out/'engine', 'engine', scheme=scheme, kv=kv, device=device, parallel=dict(tp=tp, pp=pp), versions=dict(tensorrt_llm=runtime.version), seconds=seconds)
