@@ -17,7 +17,7 @@ VENV ?= .venv
 ARGS ?=
 
 ifeq ($(VENV),none)
-PY := PYTHONPATH=".$${PYTHONPATH:+:$$PYTHONPATH}" "$(PYTHON)"
+PY := PYTHONPATH="$(CURDIR)$${PYTHONPATH:+:$$PYTHONPATH}" "$(PYTHON)"
 STAMP :=
 else
 PY := "$(VENV)/bin/python"

@@ -144,7 +144,7 @@ def find_recipe(
     if path is None: raise CookError(f'unknown recipe {name!r}{suggest(name, names)}')
     return read_recipe(path)
 
-# %% ../nbs/14_run.ipynb #df164c9f
+# %% ../nbs/14_run.ipynb #0ef19519
 def read_size(
     size: str, # name of a file in recipes/params, without .yaml
     recipe: Recipe, # whose section is wanted
@@ -163,8 +163,10 @@ def read_size(
     if recipe.name not in content and 'all' not in content:
         if size == 'smoke': return {}
         raise CookError(f'size {size} has no section for recipe {recipe.name}{suggest(recipe.name, content)}')
-    common = {k: v for k, v in content.get('all', {}).items() if k in recipe.parameters}
-    return common | content.get(recipe.name, {})
+    section, common = content.get(recipe.name), content.get('all', {})
+    missing = [k for k in common if k not in recipe.parameters]
+    if section is None and missing: raise CookError(f'size {size} is not for recipe {recipe.name}, which has no parameter {missing[0]}')
+    return {k: v for k, v in common.items() if k not in missing} | (section or {})
 
 # %% ../nbs/14_run.ipynb #30cd0c8b
 def resolve(
