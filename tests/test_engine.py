@@ -188,7 +188,7 @@ def test_parity_and_its_negative_controls(cooked, scheme):
     assert {'bf16 weights', 'weight'} <= set(controls)
     assert set(controls) >= ({'weight_scale'} if scheme not in ('fp8_block', 'int4_awq') else set()) | ({'input_scale'} if scheme in ('fp8', 'int8_sq') else set())
     for how, c in controls.items(): assert not c.passed and c.worst > p.bound, how
-    assert abs(controls['bf16 weights'].logits / p.cost - 1) < .2 # the engine without quantization is off by the scheme's cost
+    assert abs(controls['bf16 weights'].free / p.cost - 1) < .2 # the engine without quantization is off by the scheme's cost
 
 def test_parity_with_per_token_int8(cooked):
     path, base, _ = cooked('int8_sq')
@@ -213,13 +213,15 @@ def test_parity_dict_is_plain_json(cooked):
     path, base, _ = cooked('fp8')
     d = engine.parity(path, tokens(), base, device='cpu').to_dict()
     assert json.loads(json.dumps(d)) == d and d['passed'] and d['linears'] == d['expected'] == 14
-    assert 'logits_cost' not in engine.parity(path, tokens(), device='cpu').to_dict() and d['within_cost'] in (True, False)
+    assert 'cost' not in engine.parity(path, tokens(), device='cpu').to_dict() and d['cost'] > 0
 
 def test_the_demonstration_model(demo, demo_fp8, held_out):
     "A trained model on real text, windows chosen by default and given."
     p = engine.parity(demo_fp8, held_out, demo, device='cpu', max_windows=2)
-    assert p.passed and len(p.linears) == p.expected == len(models.linears(demo.model)) and p.within_cost, p.failures
+    assert p.passed and len(p.linears) == p.expected == len(models.linears(demo.model)) and p.logits < .25 * p.cost, p.failures
     assert 1e-3 < p.floor < p.cost and 0 < p.kl_floor < p.kl_cost
+    wrong = engine.parity(demo_fp8, held_out, demo, engine.sabotage(engine.load(demo_fp8, device='cpu'), 'bf16 weights', demo), max_windows=2)
+    assert wrong.worst > p.bound and wrong.logits > p.cost_share * wrong.cost and len(wrong.failures) >= 2 # both tests notice
     own = engine.parity(demo_fp8, device='cpu', max_windows=1)
     assert own.passed and own.cost is None and own.tokens > 100
 
@@ -227,7 +229,7 @@ def test_one_more_rounding_is_gone_afterwards(cooked):
     ref = engine.load(cooked('fp8')[0], device='cpu', kernels='reference')
     with torch.no_grad():
         a = ref.model(tokens()).logits
-        with engine._noise(ref): b = ref.model(tokens()).logits
+        with engine._reference_as(ref, noise=True): b = ref.model(tokens()).logits
         assert not torch.equal(a, b) and torch.equal(a, ref.model(tokens()).logits)
 
 def test_float16(cooked):

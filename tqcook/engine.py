@@ -254,7 +254,7 @@ def reference_linear(
     y = (q.to(dtype) * s.to(dtype)) @ dequantize(layout, t, dtype).T
     return y if t.get('bias') is None else y + t['bias'].to(dtype)
 
-# %% ../nbs/09_engine.ipynb #4a3dbcbe
+# %% ../nbs/09_engine.ipynb #1609feb5
 @functools.cache
 def _classes():
     "The two `torch.nn.Module` classes of this room."
@@ -267,7 +267,7 @@ def _classes():
             self.out_features, self.in_features = _shape(layout, tensors)
             if kernels == 'real': tensors = _prepare(layout, tensors, dtype)
             for k, v in {**tensors, 'bias': bias}.items(): self.register_buffer(k, v)
-            self.keys, self.noise = [*tensors], None # noise: a torch.Generator, see `Parity.floor`
+            self.keys, self.noise, self.held = [*tensors], None, None # the last two: see `_reference_as`
         def tensors(self): return {k: getattr(self, k) for k in self.keys}
         def forward(self, x): return _forward(self, x)
         def extra_repr(self): return f'{self.in_features}, {self.out_features}, {self.layout}, {self.kernels}'
@@ -307,6 +307,7 @@ def _forward(m, x):
     F = torch.nn.functional
     if x.numel() == 0: return x.new_empty(*x.shape[:-1], m.out_features)
     if m.kernels == 'reference':
+        if m.held is not None and m.held.shape == x.shape: x = m.held # an expert's tokens may differ: then its own
         y = reference_linear(m.layout, x, m.tensors() | dict(bias=m.bias), m.per_token, torch.float32)
         if m.noise is not None: y = y * (1 + 2**-9 * torch.empty_like(y).uniform_(-1, 1, generator=m.noise))
         return y.to(x.dtype).reshape(*x.shape[:-1], -1)
@@ -592,115 +593,137 @@ def describe(
     cpu = ' (PyTorch emulates FP8 products there: the same numbers, no speed)' if loaded.device.kind == 'cpu' and any(r[0].startswith('fp8') for r in rows) else ''
     return Description(rows, loaded.notes['kernels'], loaded.notes['kv'], loaded.nbytes - sum(r[-1] for r in rows), loaded.device.name + cpu)
 
-# %% ../nbs/09_engine.ipynb #1c57f059
+# %% ../nbs/09_engine.ipynb #86282615
 @dataclass
 class Parity:
-    "Whether an engine computes what its checkpoint says."
+    "Whether an engine computes what its checkpoint says. All logits are compared by relative error."
     linears: dict # linear -> relative error against the file; nan where nothing flowed through
     expected: int # quantized linears in the file
     bound: float # for each linear
-    logits: float # relative error of the engine's logits against the reference's
-    floor: float # the same for the reference with one more rounding to BF16 at each linear
-    cost: float|None # relative difference of the reference's logits from the base model's; None without base
-    kl: float # mean KL(reference || engine) in nats per token
+    logits: float # engine against the reference in step
+    free: float # engine against the reference on its own
+    floor: float # reference with one more rounding to BF16 at each linear, against itself
+    cost: float|None # reference against the base model; None without base
+    kl: float # mean KL(reference || engine), free, in nats per token
     kl_floor: float # mean KL(reference || reference with one more rounding)
     kl_cost: float|None # mean KL(base || reference)
     tokens: int
     scheme: str|None
     device: str
-    cost_share: float = .5 # the logits' error may be this share of the cost ...
-    floor_share: float = 1.25 # ... or this multiple of the floor
+    cost_share: float = .25 # the logits in step may be off by this share of the cost
+    floor_share: float = 1.25 # the free ones by this multiple of the floor
 
     @property
     def seen(self): return {n: e for n, e in self.linears.items() if e == e}
     @property
     def worst(self): return max(self.seen.values(), default=float('inf'))
     @property
-    def within_cost(self): return None if self.cost is None else self.logits <= self.cost_share * self.cost
+    def worst_linear(self): return max(self.seen, key=self.seen.get, default=None)
     @property
-    def allowed(self): return max(self.floor_share * self.floor, self.cost_share * (self.cost or 0))
-    @property
-    def failures(self) -> list: # sentences
-        bad = {n: e for n, e in self.seen.items() if not e <= self.bound}
-        out = [f'{len(bad)} of {len(self.linears)} linears differ from the file by more than {self.bound:g}, the worst is {max(bad, key=bad.get)} with {max(bad.values()):.2e}'] if bad else []
-        if len(self.linears) != self.expected: out.append(f'{len(self.linears)} linears were compared, the file has {self.expected}')
-        if not self.seen: out.append('nothing flowed through any quantized linear')
-        elif unseen := [n for n in self.linears if n not in self.seen and '.experts.' not in n]: out.append(f'nothing flowed through {unseen[0]}')
-        if not self.logits < float('inf'): out.append('the logits are not finite')
-        elif not self.logits <= self.allowed: out.append(f'the logits differ from the reference by {self.logits:.2e}, more than rounding explains ({self.allowed:.2e})')
-        return out
+    def failures(self) -> list: return list(_failures(self)) # sentences
     @property
     def passed(self): return not self.failures
+    def to_dict(self):
+        "For results.json."
+        keys = 'passed expected bound worst worst_linear logits free floor cost kl kl_floor kl_cost tokens scheme device failures'
+        d = {k: getattr(self, k) for k in keys.split()} | dict(linears=len(self.linears),
+                                                               unexercised=len(self.linears) - len(self.seen))
+        return {k: v for k, v in d.items() if v is not None}
+    def _repr_markdown_(self): return _parity_table(self)
 
-# %% ../nbs/09_engine.ipynb #a444657e
-def _parity_dict(self):
-    "For results.json."
-    d = dict(passed=self.passed, linears=len(self.linears), expected=self.expected, unexercised=len(self.linears) - len(self.seen), bound=self.bound, worst=self.worst,
-             worst_linear=max(self.seen, key=self.seen.get, default=None), logits=self.logits, logits_floor=self.floor, logits_cost=self.cost, within_cost=self.within_cost,
-             kl=self.kl, kl_floor=self.kl_floor, kl_cost=self.kl_cost, tokens=self.tokens, scheme=self.scheme, device=self.device, failures=self.failures)
-    return {k: v for k, v in d.items() if v is not None}
+def _failures(p):
+    bad = [n for n, e in p.seen.items() if not e <= p.bound]
+    if bad: yield (f'{len(bad)} of {len(p.linears)} linears differ from the file by more than {p.bound:g}, '
+                   f'the worst is {p.worst_linear} with {p.worst:.2e}')
+    if len(p.linears) != p.expected: yield f'{len(p.linears)} linears were compared, the file has {p.expected}'
+    unseen = [n for n in p.linears if n not in p.seen and '.experts.' not in n] # an expert may never be chosen
+    if not p.seen: yield 'nothing flowed through any quantized linear'
+    elif unseen: yield f'nothing flowed through {unseen[0]}'
+    if not max(p.logits, p.free) < float('inf'): yield 'the logits are not finite'; return
+    if p.cost is not None and not p.logits <= p.cost_share * p.cost:
+        yield f'the logits in step differ by {p.logits:.2e}, more than {p.cost_share:g} of what the scheme costs ({p.cost:.2e})'
+    if not p.free <= p.floor_share * p.floor:
+        yield f'the free logits differ by {p.free:.2e}, more than {p.floor_share:g} times what rounding does ({p.floor:.2e})'
 
-def _parity_markdown(self):
-    top = sorted(self.seen.items(), key=lambda x: -x[1])[:3]
-    none = lambda v: 'no base model given' if v is None else f'{v:.2e}'
-    rows = [['linears compared', f'{len(self.seen)} of {self.expected}', 'all'], *[[f'`{n}`', f'{e:.2e}', f'{self.bound:g}'] for n, e in top],
-            ['logits: engine against reference', f'{self.logits:.2e}', f'{self.allowed:.2e}'], ['logits: one more rounding (floor)', f'{self.floor:.2e}', ''],
-            ['logits: reference against BF16 (cost)', none(self.cost), ''],
-            ['mean KL in nats: engine, floor, cost', f'{self.kl:.1e}, {self.kl_floor:.1e}, ' + ('-' if self.kl_cost is None else f'{self.kl_cost:.1e}'), '']]
-    verdict = '**The engine computes what the file says.**' if self.passed else '**Parity fails:** ' + '; '.join(self.failures) + '.'
-    more = f' {len(self.linears) - len(self.seen)} experts were never chosen.' if len(self.linears) > len(self.seen) else ''
-    return md_table(rows, ['relative error', 'measured', 'bound']) + f'\n\n{verdict} {self.tokens} tokens on {self.device}.{more}'
+# %% ../nbs/09_engine.ipynb #c9c74dba
+def _parity_table(p):
+    top = sorted(p.seen.items(), key=lambda x: -x[1])[:3]
+    share = 'no base model: not judged' if p.cost is None else f'{p.cost_share * p.cost:.2e}'
+    rows = [['linears compared', f'{len(p.seen)} of {p.expected}', 'all'],
+            *[[f'`{n}`', f'{e:.2e}', f'{p.bound:g}'] for n, e in top],
+            ['logits, in step', f'{p.logits:.2e}', share],
+            ['logits, free', f'{p.free:.2e}', f'{p.floor_share * p.floor:.2e}'],
+            ['*floor: one more rounding*', f'{p.floor:.2e}', '']]
+    if p.cost is not None: rows.append(["*cost: the scheme against BF16*", f'{p.cost:.2e}', ''])
+    kl = f'Mean KL in nats: engine {p.kl:.1e}, floor {p.kl_floor:.1e}' + ('' if p.cost is None else f', cost {p.kl_cost:.1e}')
+    verdict = ('**The engine computes what the file says.**' if p.passed else '**Parity fails:** ' + '; '.join(p.failures) + '.')
+    idle = len(p.linears) - len(p.seen)
+    return (md_table(rows, ['relative error', 'measured', 'bound'])
+            + f'\n\n{verdict} {p.tokens} tokens on {p.device}. {kl}.' + f' {idle} experts were never chosen.' * bool(idle))
 
 def _parity_plot(self, controls=None):
-    "Relative error of each linear beside the bound; `controls` are engines that are wrong on purpose (see `negative_controls`)."
+    "Relative error of each linear beside the bound; `controls`: engines that are wrong on purpose."
     import matplotlib.pyplot as plt
     fig, ax = plt.subplots(figsize=(6.4, 2.6), dpi=80)
-    for how, p in {**(controls or {}), 'this engine': self}.items():
-        y = [max(e, 1e-7) for e in p.linears.values()]
-        ax.semilogy(range(len(y)), y, '.', ms=7 if p is self else 4, color='tab:green' if p is self else None, label=how, alpha=1 if p is self else .6)
+    draw = lambda p, how, **kw: ax.semilogy([max(e, 1e-7) for e in p.linears.values()], '.', label=how, **kw)
+    for how, p in (controls or {}).items(): draw(p, how, ms=4, alpha=.6)
+    draw(self, 'this engine', ms=7, color='tab:green')
     ax.axhline(self.bound, color='k', lw=.8); ax.text(0, self.bound * 1.1, 'bound', fontsize=8)
-    ax.set(xlabel='linear, in the order of the file', ylabel='relative error', title='Engine against the file, linear by linear')
+    ax.set(xlabel='linear, in the order of the file', ylabel='relative error', title='Engine against the file')
     ax.legend(fontsize=7, loc='center left', bbox_to_anchor=(1, .5))
     fig.tight_layout(); plt.close(fig)
     return fig
 
-Parity.to_dict, Parity._repr_markdown_, Parity.plot = _parity_dict, _parity_markdown, _parity_plot
+Parity.plot = _parity_plot
 
-# %% ../nbs/09_engine.ipynb #cf07e051
+# %% ../nbs/09_engine.ipynb #a6814c6a
 def _windows(windows, limit, device):
     "Token windows as a list of [1, T] tensors, from a Corpus, a tensor or lists."
     import torch
-    ws = getattr(windows, 'windows', windows)
-    ws = [torch.as_tensor(w, dtype=torch.long).reshape(1, -1).to(device) for w in list(ws)[:limit or None]]
-    if not ws or any(w.shape[1] < 1 for w in ws): raise CookError('parity needs token windows: a Corpus, a [windows, tokens] tensor or lists of token ids')
+    ws = list(getattr(windows, 'windows', windows))[:limit or None]
+    ws = [torch.as_tensor(w, dtype=torch.long).reshape(1, -1).to(device) for w in ws]
+    if not ws or any(w.shape[1] < 1 for w in ws):
+        raise CookError('parity needs token windows: a Corpus, a [windows, tokens] tensor or lists of token ids')
     return ws
 
 class _Watch:
     "Compares the output of each quantized linear with the file while a model runs."
     def __init__(self, loaded, ck, slots, per_token, rows):
-        import torch
-        self.sums, self.handles, self.rows = {s.source: [0., 0.] for s in slots}, [], rows
+        self.sums, self.inputs, self.handles, self.rows = {s.source: [0., 0.] for s in slots}, {}, [], rows
         for s in slots:
-            t = {k: ck.read(f'{s.source}.{k}').to(loaded.device.torch) for k in ck.modules[s.source] if k in _QUANT_LEAVES}
+            names = [k for k in ck.modules[s.source] if k in _QUANT_LEAVES]
+            t = {k: ck.read(f'{s.source}.{k}').to(loaded.device.torch) for k in names}
             m = loaded.model.get_submodule(s.target)
             self.handles.append(m.register_forward_hook(functools.partial(self.compare, s, t, per_token)))
     def compare(self, s, t, per_token, module, args, out):
         import torch
         x, y = args[0], out.reshape(-1, out.shape[-1])
         if not len(y): return
+        self.inputs[s.target] = x
         rows = torch.linspace(0, len(y) - 1, min(self.rows, len(y)), device=y.device).long() # evenly spread, ends included
-        ref = reference_linear(s.layout, x, t, per_token, rows=rows)
-        a = self.sums[s.source]
+        ref, a = reference_linear(s.layout, x, t, per_token, rows=rows), self.sums[s.source]
         a[0] += float((y[rows].double() - ref).square().sum()); a[1] += float(ref.square().sum())
     def errors(self): return {n: (a / b) ** .5 if b else float('nan') for n, (a, b) in self.sums.items()}
     def close(self):
         for h in self.handles: h.remove()
 
-# %% ../nbs/09_engine.ipynb #396ebc32
+@contextlib.contextmanager
+def _reference_as(ref, held=None, noise=False):
+    "Inside, a reference's linears take the inputs in `held`, or are off by up to 2^-9 of each value (a BF16 rounding)."
+    import torch
+    QuantLinear, _ = _classes()
+    ms = {n: m for n, m in ref.model.named_modules() if type(m) is QuantLinear}
+    g = torch.Generator(ref.device.torch).manual_seed(0) if noise else None
+    for n, m in ms.items(): m.noise, m.held = g, (held or {}).get(n)
+    try: yield
+    finally:
+        for m in ms.values(): m.noise = m.held = None
+
+# %% ../nbs/09_engine.ipynb #2b6110e1
 def parity(
     path, # directory of an exported checkpoint
-    windows=None, # Corpus, [windows, tokens] tensor or lists of token ids; None: the demonstration code through the checkpoint's tokenizer
-    base: Loaded = None, # the model before quantization; without it the logits are reported, not judged
+    windows=None, # Corpus, [windows, tokens] tensor or lists of token ids; None: some held-out code
+    base: Loaded = None, # the model before quantization; without it the scheme's cost is unknown
     engine: Loaded = None, # engine to judge; None: `load(path)`
     device: str = 'auto', # see `device.detect`
     bound: float = 4e-3, # for each linear
@@ -709,51 +732,46 @@ def parity(
     **kw, # further arguments of `load`, such as activations='token'
 ) -> Parity:
     "Compare an engine with what its checkpoint says: every linear on real activations, then the logits."
-    import torch
     ck = Checkpoint.open(path)
     engine = load(path, device, **kw) if engine is None else engine
     token = kw.get('activations', engine.notes.get('activations')) == 'token'
-    ref = load(path, engine.device, kernels='reference', dtype=engine.dtype, activations='token' if token else 'static', attn=engine.notes.get('attn', 'auto'))
+    ref = load(path, engine.device, kernels='reference', dtype=engine.dtype, attn=engine.notes.get('attn', 'auto'),
+               activations='token' if token else 'static')
     ws = _windows(_demo_windows(engine) if windows is None else windows, max_windows, engine.device.torch)
-    watch = _Watch(engine, ck, plan(ck, skeleton(ck.config)), token, rows)
-    acc = dict.fromkeys(('e', 'r', 'f', 'c', 'b', 'kl', 'klf', 'klc', 'n'), 0.)
+    watch, acc = _Watch(engine, ck, plan(ck, skeleton(ck.config)), token, rows), {}
     try:
-        with torch.no_grad():
-            for w in ws: _compare_logits(acc, engine, ref, base, w)
+        for w in ws: _compare_logits(acc, engine, ref, base, watch, w)
     finally: watch.close()
-    div = lambda a, b: (acc[a] / acc[b]) ** .5 if acc[b] > 0 else float('nan')
-    return Parity(watch.errors(), _n_quantized(ck), bound, div('e', 'r'), div('f', 'r'), div('c', 'b') if base else None, acc['kl'] / acc['n'], acc['klf'] / acc['n'],
-                  acc['klc'] / acc['n'] if base else None, int(acc['n']), ck.scheme, engine.device.name)
+    err = lambda k, of='ref': (acc[k] / acc[of]) ** .5 if acc[of] > 0 else float('nan')
+    n = sum(w.shape[1] for w in ws)
+    return Parity(watch.errors(), _n_quantized(ck), bound, err('step', 'in_step'), err('free'), err('floor'), err('cost', 'base') if base else None,
+                  acc['kl'] / n, acc['kl_floor'] / n, acc['kl_cost'] / n if base else None, n, ck.scheme, engine.device.name)
 
 def _n_quantized(ck): return sum(bool({'weight_scale', 'weight_scale_inv'} & p.keys()) for p in ck.modules.values())
 
-def _compare_logits(acc, engine, ref, base, w):
+def _compare_logits(acc, engine, ref, base, watch, w):
     "Add one window's squared errors and KL divergences."
-    run = lambda l: l.model(w.to(l.device.torch), use_cache=False).logits[0].float().to(w.device)
-    kl = lambda p, q: float((p.log_softmax(-1).exp() * (p.log_softmax(-1) - q.log_softmax(-1))).sum())
+    import torch
+    def add(**kw):
+        for k, v in kw.items(): acc[k] = acc.get(k, 0.) + v
+    def run(l):
+        with torch.no_grad(): return l.model(w.to(l.device.torch), use_cache=False).logits[0].float().to(w.device)
+    kl = lambda p, q: float((p.softmax(-1) * (p.log_softmax(-1) - q.log_softmax(-1))).sum())
     sq = lambda x: float(x.double().square().sum())
+    watch.inputs = {}
     e, r = run(engine), run(ref)
-    with _noise(ref): f = run(ref)
-    acc['e'] += sq(e - r); acc['r'] += sq(r); acc['f'] += sq(f - r); acc['kl'] += kl(r, e); acc['klf'] += kl(r, f); acc['n'] += w.shape[1]
+    with _reference_as(ref, held=watch.inputs): s = run(ref)
+    with _reference_as(ref, noise=True): f = run(ref)
+    add(step=sq(e - s), in_step=sq(s), free=sq(e - r), ref=sq(r), floor=sq(f - r), kl=kl(r, e), kl_floor=kl(r, f))
     if base is not None:
         b = run(base)
-        acc['c'] += sq(r - b); acc['b'] += sq(b); acc['klc'] += kl(b, r)
-
-@contextlib.contextmanager
-def _noise(ref):
-    "Inside, the linears of a reference are off by up to 2^-9 of each value, as if rounded to BF16 once more."
-    import torch
-    QuantLinear, _ = _classes()
-    ms, g = [m for m in ref.model.modules() if type(m) is QuantLinear], torch.Generator(ref.device.torch).manual_seed(0)
-    for m in ms: m.noise = g
-    try: yield
-    finally:
-        for m in ms: m.noise = None
+        add(cost=sq(r - b), base=sq(b), kl_cost=kl(b, r))
 
 def _demo_windows(loaded):
     "A few windows of held-out code, or random tokens for a model without tokenizer."
     import torch
-    if loaded.tokenizer is None: return torch.randint(0, loaded.vocab_size, (4, 256), generator=torch.Generator().manual_seed(0))
+    if loaded.tokenizer is None:
+        return torch.randint(0, loaded.vocab_size, (4, 256), generator=torch.Generator().manual_seed(0))
     from tqcook.data import corpus
     return corpus('code', loaded.tokenizer, context=min(256, loaded.context), max_windows=4)
 

@@ -28,7 +28,7 @@ def cooked(demo_cuda, tmp_path_factory):
 def show(capsys, *lines):
     with capsys.disabled(): print(*lines, sep='\n')
 
-def report(name, p): return (f'{name:24} worst linear {p.worst:.2e}  logits {p.logits:.2e} = {p.logits / p.floor:.2f} floor = {p.logits / p.cost:.2f} cost'
+def report(name, p): return (f'{name:24} worst linear {p.worst:.2e}  logits in step {p.logits:.2e} = {p.logits / p.cost:.2f} cost, free {p.free:.2e} = {p.free / p.floor:.2f} floor = {p.free / p.cost:.2f} cost'
                              f'  KL engine {p.kl:.1e} floor {p.kl_floor:.1e} cost {p.kl_cost:.1e}  {"PASS" if p.passed else p.failures}')
 
 @pytest.mark.parametrize('scheme,kw', [*((s, {}) for s in SCHEMES), ('fp8', dict(fast_accum=False)), ('int8_sq', dict(activations='token')), ('fp8', dict(kv='fp8'))],
