@@ -232,3 +232,53 @@ def test_passport_joins_the_check(tmp_path):
     assert check(d, passport=True).codes == []
     (d/'tokenizer.json').write_text((d/'tokenizer.json').read_text().replace('1.0', '2.0'))
     assert check(d, passport=True).codes == ['file-changed']
+
+def _command(*args):
+    import subprocess, sys
+    return subprocess.run([sys.executable, '-m', 'tqcook', 'check', *map(str, args)], capture_output=True, text=True)
+
+def test_the_command(tmp_path):
+    "tqcook check: exit 0 without errors, 10 with; --json follows its schema."
+    import jsonschema
+    good, bad = broken.write(broken.good(), tmp_path/'good'), broken.write(broken.good('int8_sq'), tmp_path/'bad')
+    done = _command(good, '--device', 'h100')
+    assert done.returncode == 0 and 'no-passport' in done.stdout and 'H100' in done.stdout, done
+    done = _command(bad, '--json')
+    report = json.loads(done.stdout)
+    assert done.returncode == 10 and report['ok'] is False and report['counts']['error'] == 1, done
+    jsonschema.validate(report, CHECK_SCHEMA)
+    done = _command(tmp_path/'nothing')
+    assert done.returncode in (1, 2) and 'no such directory' in done.stderr and 'Traceback' not in done.stderr
+
+@pytest.mark.parametrize('scheme,kv', [('fp8', 'fp8'), ('fp8_rowwise', 'none'), ('fp8_block', 'none'), ('int4_awq', 'none')])
+def test_what_quantize_writes_in_the_other_schemes(scheme, kv, tmp_path):
+    pytest.importorskip('modelopt')
+    from tqcook import data, models, quantize
+    demo = models.load('demo', device='cpu')
+    calib = data.calibration('code-train', demo.tokenizer, samples=2, length=64)
+    d = quantize.export(quantize.quantize(demo, calib, scheme, kv=kv, progress=False), tmp_path/'c')
+    found = check(d, device='h100', deep=True, passport=True)
+    assert set(found.codes) - FUSED == EXPECTED[f'{scheme}+kv' if kv == 'fp8' else scheme], str(found)
+    if scheme != 'int4_awq':  # AWQ moves scales between layers before it rounds
+        w, m = Checkpoint.open(models.demo_path()), 'model.layers.0.mlp.up_proj'
+        w = w.array(f'{m}.weight')
+        assert np.linalg.norm(Checkpoint.open(d).dequantize(m) - w) < .03 * np.linalg.norm(w)
+
+def test_what_modelopt_writes_for_nvfp4(tmp_path):
+    "A real export of a tiny model with random weights (this room's other NVFP4 files are written by its tests)."
+    torch, mtq = pytest.importorskip('torch'), pytest.importorskip('modelopt.torch.quantization')
+    from modelopt.torch.export import export_hf_checkpoint
+    from transformers import LlamaConfig, LlamaForCausalLM
+    torch.manual_seed(0)
+    config = LlamaConfig(vocab_size=broken.VOCAB, hidden_size=broken.H, intermediate_size=broken.F, num_hidden_layers=2, num_attention_heads=4,
+                         num_key_value_heads=2, architectures=['LlamaForCausalLM'], rope_parameters=dict(rope_type='default', rope_theta=500000.0))
+    model = LlamaForCausalLM(config).to(torch.bfloat16).eval()
+    m = 'model.layers.1.mlp.down_proj'
+    w, ids = model.get_submodule(m).weight.detach().float().numpy().copy(), torch.randint(0, broken.VOCAB, (2, 32))
+    mtq.quantize(model, mtq.NVFP4_DEFAULT_CFG, lambda model: model(ids))
+    export_hf_checkpoint(model, export_dir=tmp_path)
+    assert set(check(tmp_path, device='b200', deep=True).codes) == {'rope-spelling', 'tokenizer-missing'}  # no room of ours has touched it
+    assert checkpoint.make_portable(tmp_path) == ['config.json']
+    c = Checkpoint.open(tmp_path)
+    assert c.scheme == 'nvfp4' and check(tmp_path, device='b200').codes == ['tokenizer-missing']
+    assert .05 < np.linalg.norm(c.dequantize(m) - w) / np.linalg.norm(w) < .11  # what four bits cost a Gaussian weight
