@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['BINS', 'log_histogram', 'bin_edges', 'RangeRecorder', 'auto_batch', 'run_windows', 'choose_amax', 'dead_zone',
-           'ClipCounter', 'settled', 'text_facts', 'QuantizerStat', 'CalibrationReport', 'examine', 'examine_target']
+           'ClipCounter', 'settled', 'token_divergence', 'text_facts', 'QuantizerStat', 'CalibrationReport', 'examine',
+           'examine_target']
 
 # %% ../nbs/06_calibration.ipynb #2809b79e
 import math, time, warnings
@@ -285,7 +286,21 @@ def settled(
     curve = np.mean([np.maximum.accumulate(v[:, rng.permutation(v.shape[1])], 1) / top for _ in range(shuffles)], 0)
     return (curve >= 1 - tol).argmax(1) + 1, curve
 
-# %% ../nbs/06_calibration.ipynb #3a0b9de6
+# %% ../nbs/06_calibration.ipynb #1c4e6eb1
+def token_divergence(
+    a, b, # lists of token windows
+) -> tuple: # (divergence, what two samples of the same kind would show), bits, 0 to 1
+    "Jensen-Shannon divergence of two texts' token frequencies, and of each text's own halves for comparison."
+    import numpy as np
+    n = max(int(x.max()) for x in [*a, *b]) + 1
+    freq = lambda w: np.bincount(np.concatenate(w), minlength=n) / sum(map(len, w))
+    def js(w, v):
+        p, q = freq(w), freq(v); m = (p + q) / 2
+        kl = lambda x: float((x[x > 0] * np.log2(x[x > 0] / m[x > 0])).sum())
+        return (kl(p) + kl(q)) / 2
+    halves = lambda w: js(w[::2], w[1::2]) if len(w) > 1 else js([w[0][::2]], [w[0][1::2]])
+    return js(a, b), (halves(a) + halves(b)) / 2
+
 def text_facts(
     corpus, # calibration windows
     tokenizer=None, # to look at the characters and for its chat template
@@ -319,8 +334,10 @@ def text_facts(
             warn.append(f"the chat template was applied to the {'calibration' if facts['chat_template'] else 'target'} text only: its special tokens set ranges of their own; calibrate on text of the same form")
         if facts['leak_share'] > .01:
             warn.append(f"{facts['leak_share']:.1%} of the target text's 13-token runs stand in the calibration text too: a quality figure on it is flattered; judge on text that calibration never saw")
-        if facts['unseen_token_share'] > .1:
-            warn.append(f"{facts['unseen_token_share']:.1%} of the target text consists of tokens that calibration never saw: it is text of another kind; calibrate on text like the target")
+        facts['token_divergence'], expected = token_divergence(w, t)
+        facts['token_divergence_expected'] = expected
+        if facts['token_divergence'] > expected + .08:
+            warn.append(f"the target text is of another kind: its tokens diverge from the calibration text's by {facts['token_divergence']:.2f} bit where two samples of one kind would show about {expected:.2f}; calibrate on text like the target")
         if facts['length_ratio'] > 4: warn.append(f"target windows are {facts['length_ratio']:.0f} times as long as calibration windows; calibrate at the length that will be served")
     return facts, warn
 

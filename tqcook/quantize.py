@@ -207,7 +207,7 @@ def _calibrate(model, s, windows, batch_size, progress, algorithm, alpha, percen
         with _quiet(): requantize_resmooth_fused_llm_layers(model)
     return box[0]
 
-# %% ../nbs/07_quantize.ipynb #a11eb82f
+# %% ../nbs/07_quantize.ipynb #b6b25387
 def quantize(
     loaded: Loaded, # an unquantized model
     corpus, # calibration text, a `data.Corpus` (or anything with .windows); None for schemes that need none
@@ -238,8 +238,11 @@ def quantize(
     sec['insert'] = clock()
     ranges = _calibrate(model, s, windows, batch_size, progress, algorithm, alpha, percentile, ranges)
     sec['calibrate'] = clock()
+    if ranges and ranges.run['halved']: warnings.warn(f"out of memory while calibrating: went on with {ranges.run['batch_size']} windows in a batch")
     report = _report(model, s, kv, algorithm, windows, ranges)
-    if windows: facts, warn = text_facts(corpus, loaded.tokenizer, target); report.facts |= facts; report.warnings[:0] = warn
+    if windows:
+        facts, warn = text_facts(corpus, loaded.tokenizer, target)
+        report.facts |= facts; report.warnings[:0] = warn
     if target is not None and report.inputs(): _clip_on(model, report, target, batch_size)
     sec['report'] = clock()
     report.seconds = sec
@@ -449,7 +452,7 @@ def inject_outliers(
     if not err < .05: raise CookError(f'injecting outliers changed what {type(model).__name__} computes (logits by {err:.1%}): something besides linear layers reads its normalizations')
     return dataclasses.replace(loaded, model=model, name=f'{loaded.name} + outliers (injected: {len(ch)} of {width} channels, x{factor})', notes=loaded.notes | dict(injected=dict(channels=ch.tolist(), factor=factor, logits_changed=err)))
 
-# %% ../nbs/07_quantize.ipynb #caecbddf
+# %% ../nbs/07_quantize.ipynb #930faef5
 LAYOUTS = ('hf', 'trtllm_legacy')
 
 def export(
@@ -473,6 +476,7 @@ def export(
         try:
             (_write_hf if layout == 'hf' else _write_legacy)(quantized, tmp, tp)
             if ld.tokenizer is not None: ld.tokenizer.save_pretrained(tmp)
+            if layout == 'hf': _portable(tmp)
             _describe(quantized, tmp, layout, about)
         finally:
             ld.kind = 'exported' # not 'fake_quant' any more
@@ -482,7 +486,7 @@ def export(
 
 def _write_hf(quantized, out, tp):
     hf = need('modelopt.torch.export', 'quantize')
-    with _quiet(): hf.export_hf_checkpoint(quantized.loaded.model, export_dir=out)
+    with _quiet(), contextlib.redirect_stderr(io.StringIO()): hf.export_hf_checkpoint(quantized.loaded.model, export_dir=out)
     if quantized.scheme == 'fp8_block': _squeeze_scales(out)
 
 def _squeeze_scales(out: Path):
@@ -503,6 +507,11 @@ def _write_legacy(quantized, out, tp):
     except (AssertionError, NotImplementedError, KeyError, AttributeError, ValueError) as e:
         raise CookError(f"ModelOpt cannot write the legacy checkpoint of {type(model).__name__} ({type(e).__name__}: {str(e).splitlines()[0] if str(e) else 'no reason given'}); take layout 'hf'") from e
 
+def _portable(out):
+    "TensorRT-LLM 1.2 reads configs with transformers 4: add the older names (before the passport is written)."
+    from tqcook import checkpoint
+    checkpoint.make_portable(out)
+
 def _class_name(model): # the transformers class, below what ModelOpt made of it
     return next(c.__name__ for c in type(model).__mro__ if c.__module__.startswith('transformers.'))
 
@@ -515,6 +524,7 @@ def _describe(q, out, layout, model):
     from tqcook import checkpoint
     keep = 'algorithm samples tokens source sha256 saturation_max measured_on converged_at_samples leak_share'.split()
     cal = {k: v for k, v in q.report.to_dict().items() if k in keep} | (dict(alpha=q.alpha) if q.scheme == 'int8_sq' else {})
+    if layout == 'hf': checkpoint.make_portable(out) # before it is hashed: names that TensorRT-LLM 1.2's transformers 4 reads
     checkpoint.write_passport(out, scheme=q.scheme, kv=q.kv, model=model, calibration=cal)
     card = str(checkpoint.model_card(out)) if layout == 'hf' else _legacy_card(q)
     if 'injected' in q.loaded.notes: card += f'\nThis model has injected activation outliers: {q.loaded.notes["injected"]}.\n'
