@@ -733,7 +733,7 @@ def describe(
     lines = ['  ' + '  '.join([*(c.ljust(w) for c, w in zip(r, wide)), r[3]]) for r in rows]
     return '\n'.join([f'{recipe.name}: {recipe.title}', f'  {recipe.purpose}', '', *lines])
 
-# %% ../nbs/14_run.ipynb #d1782735
+# %% ../nbs/14_run.ipynb #528211dd
 _quantize, _rtx = "pip install 'tqcook[quantize]'", "pip install 'tqcook[rtx]'"
 _optional = [ # module, distribution, what mends its absence
     ('torch', 'torch', _quantize), ('transformers', 'transformers', _quantize), ('modelopt', 'nvidia-modelopt', _quantize),
@@ -766,10 +766,11 @@ def _cmd_doctor(a) -> int:
         ('schemes on this device', {n: f"{s.get('how') or ''}: {s.get('why') or ''}" for n, s in d['schemes'].items()}),
         ('disk', {k: fmt_bytes(v) for k, v in d['disk'].items()}), ('recipes', d['recipes']),
         ('missing, and what mends it', d['missing'])]:
-        if rows: print(title, *(f'  {k:<14} {v}' for k, v in rows.items()), '', sep='\n')
+        wide = max(map(len, rows), default=0)
+        if rows: print(title, *(f'  {k:<{wide}}  {v}' for k, v in rows.items()), '', sep='\n')
     return 0
 
-# %% ../nbs/14_run.ipynb #63913f16
+# %% ../nbs/14_run.ipynb #c413202c
 def _cmd_compare(a) -> int:
     "tqcook compare"
     from tqcook import data, perplexity
@@ -783,7 +784,7 @@ def _cmd_compare(a) -> int:
 def _cmd_check(a) -> int:
     "tqcook check"
     from tqcook import checkpoint
-    found = checkpoint.check(a.dir, trtllm=a.trtllm, device=a.device or None, deep=a.deep, backend=a.backend)
+    found = checkpoint.check(a.dir, trtllm=a.trtllm, device=a.device or None, deep=a.deep, backend=a.backend, passport=True)
     return _tell(found, str(found), a.json, 'PASS' if found.ok else 'FAIL')
 
 def _tell(noun, text: str, as_json: bool, verdict: str) -> int:
