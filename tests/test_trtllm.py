@@ -267,3 +267,41 @@ def test_nothing_in_the_contract_is_unused_and_no_flag_is_outside_it():
 def test_imports_nothing_heavy():
     code = "import sys, tqcook.trtllm, tqcook.compile, tqcook.roofline; print([m for m in ('torch', 'modelopt', 'transformers', 'onnx', 'tensorrt_rtx') if m in sys.modules])"
     assert subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, cwd=HERE.parent).stdout.strip() == '[]'
+
+
+# --- the recipe
+
+def _run(recipe, out, **values):
+    p = [x for k, v in values.items() for x in ('-p', f'{k}={v}')]
+    return subprocess.run([sys.executable, '-m', 'tqcook', 'run', recipe, '-o', str(out), *p], capture_output=True, text=True, cwd=HERE.parent)
+
+
+def test_recipe_serve_skips_honestly(tmp_path, monkeypatch):
+    monkeypatch.delenv('TQCOOK_TRTLLM_PYTHON', raising=False); monkeypatch.delenv('TQCOOK_TRTLLM_COMMAND', raising=False)
+    r = _run('serve', tmp_path/'run', calib_samples=4, max_windows=4)
+    assert r.returncode == 0, r.stderr[-2000:]
+    d = json.loads((tmp_path/'run'/'results.json').read_text())
+    status = {s['name']: s['status'] for s in d['stages']}
+    assert {k for k, v in status.items() if v == 'skipped'} == {'serve', 'load', 'parity', 'bench'} and status['check and passport'] == 'ran'
+    assert d['details']['commands']['serve'].startswith('trtllm-serve ') and 'quality' not in d and 'load' not in d['engine']
+    assert all('not installed' in s['reason'] for s in d['stages'] if s['status'] == 'skipped')
+
+
+def test_recipe_serve_end_to_end_with_the_stand_in(env, tmp_path, monkeypatch):
+    monkeypatch.setenv('TQCOOK_TRTLLM_PYTHON', str(env))
+    r = _run('serve', tmp_path/'run', calib_samples=4, max_windows=4, requests=8, output_len=8, port=free_port())
+    assert r.returncode == 0, r.stderr[-2000:]
+    d = json.loads((tmp_path/'run'/'results.json').read_text())
+    assert all(s['status'] == 'ran' for s in d['stages']), d['stages']
+    e = d['engine']
+    assert e['runtime'] == 'TensorRT-LLM 1.2.1' and e['load']['requests'] == 8 and e['load']['failed'] == 0 and set(e['bench']) == {'BF16', 'fp8'}
+    assert abs(e['parity']['ppl_ratio'] - 1) < 1e-3 # the stand-in rounds logits to BF16, as the real one may
+    assert gone(worker_of(tmp_path/'run'/'serve.log'))
+
+
+def test_recipe_serve_refuses_a_damaged_checkpoint(demo_fp8, tmp_path):
+    import shutil
+    bad = shutil.copytree(demo_fp8, tmp_path/'bad')
+    f = bad/'model.safetensors'; data = bytearray(f.read_bytes()); data[-5] ^= 1; f.write_bytes(data)
+    r = _run('serve', tmp_path/'run', checkpoint=bad)
+    assert r.returncode == 1 and 'not served' in r.stderr and 'model.safetensors' in r.stderr and not (tmp_path/'run'/'results.json').exists()
