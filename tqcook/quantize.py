@@ -141,18 +141,18 @@ def _module_of(name): # '…mlp.up_proj.input_quantizer' -> '…mlp.up_proj'; '�
         if p.rstrip('_'): out.append(p.rstrip('_'))
     return '.'.join(out)
 
-# %% ../nbs/07_quantize.ipynb #111c0ae2
+# %% ../nbs/07_quantize.ipynb #e50e183c
 @dataclass
 class Ranges:
     "What a pass over calibration text recorded."
     recorder: RangeRecorder
     run: dict # seconds, batch size, order: see `calibration.run_windows`
 
-def _observe(model, windows, batch_size, progress, channels):
+def _observe(model, windows, batch_size, progress, channels, details):
     "Run the windows and record ranges at every quantizer that needs one. Quantizers are transparent meanwhile."
     acts = _quantizers(model)
     experts = {n: q for n, q in _quantizers(model, weights=True).items() if 'weight_quantizers' in n}
-    with RangeRecorder(acts, len(windows), channels=channels, histogram=not channels, followers=experts) as rec:
+    with RangeRecorder(acts, len(windows), channels=channels, histogram=details and not channels, followers=experts) as rec:
         run = run_windows(model, windows, rec, batch_size, progress, pad=not experts)
     _check_ranges(rec, run['order'])
     return Ranges(rec, run)
@@ -182,12 +182,12 @@ def _fill(model, ranges, algorithm='max', percentile=99.99):
             a = torch.tensor(picked[o], dtype=a.dtype, device=a.device)
         q._calibrator._calib_amax = a.clone()
 
-# %% ../nbs/07_quantize.ipynb #0672ea73
+# %% ../nbs/07_quantize.ipynb #adc0bd83
 _dtype_of = {(4, 3): 'e4m3', 8: 'int8', 4: 'int4', (2, 1): 'e2m1'}
 
 def _smooths(s, alpha): return s.name == 'int8_sq' and alpha != 'off'
 
-def _calibrate(model, s, windows, batch_size, progress, algorithm, alpha, percentile, ranges):
+def _calibrate(model, s, windows, batch_size, progress, algorithm, alpha, percentile, ranges, details=True):
     "Set every range; returns what was recorded (None when nothing had to be)."
     mtq = need('modelopt.torch.quantization', 'quantize')
     box = [ranges]
@@ -196,7 +196,7 @@ def _calibrate(model, s, windows, batch_size, progress, algorithm, alpha, percen
     def observed(model):
         for q in _quantizers(model, weights=True).values(): q.disable_calib() # ModelOpt has just taken these from the weights themselves
         for q in _quantizers(model).values(): q.disable_calib()
-        if box[0] is None: box[0] = _observe(model, windows, batch_size, progress, _smooths(s, alpha))
+        if box[0] is None: box[0] = _observe(model, windows, batch_size, progress, _smooths(s, alpha), details or algorithm != 'max')
         _fill(model, box[0], algorithm, percentile)
     if s.name == 'int4_awq': method, loop = dict(method='awq_lite', alpha_step=.1), plain
     elif _smooths(s, alpha): method, loop = dict(method='smoothquant', alpha=alpha), observed
@@ -207,7 +207,7 @@ def _calibrate(model, s, windows, batch_size, progress, algorithm, alpha, percen
         with _quiet(): requantize_resmooth_fused_llm_layers(model)
     return box[0]
 
-# %% ../nbs/07_quantize.ipynb #b6b25387
+# %% ../nbs/07_quantize.ipynb #56204a57
 def quantize(
     loaded: Loaded, # an unquantized model
     corpus, # calibration text, a `data.Corpus` (or anything with .windows); None for schemes that need none
@@ -222,6 +222,7 @@ def quantize(
     percentile: float = 99.99, # for algorithm 'percentile'
     copy: bool = True, # work on a copy; False: change `loaded.model` itself, for models that fit only once
     ranges: Ranges|None = None, # from an earlier `Quantized` of the same model, text and scheme: do not run the text again
+    details: bool = True, # False: ranges only; no histograms, no look at the text, no warnings
 ) -> Quantized: # raises `CookError` for whatever a user can get wrong
     "Calibrate a model and fake-quantize it."
     s = schemes.get(scheme)
@@ -236,11 +237,11 @@ def quantize(
     model = _copy.deepcopy(loaded.model) if copy and not _offloaded(loaded.model) else loaded.model
     _insert(model, s, kv, exclude)
     sec['insert'] = clock()
-    ranges = _calibrate(model, s, windows, batch_size, progress, algorithm, alpha, percentile, ranges)
+    ranges = _calibrate(model, s, windows, batch_size, progress, algorithm, alpha, percentile, ranges, details)
     sec['calibrate'] = clock()
     if ranges and ranges.run['halved']: warnings.warn(f"out of memory while calibrating: went on with {ranges.run['batch_size']} windows in a batch")
-    report = _report(model, s, kv, algorithm, windows, ranges)
-    if windows:
+    report = _report(model, s, kv, algorithm, windows, ranges, details)
+    if windows and details:
         facts, warn = text_facts(corpus, loaded.tokenizer, target)
         report.facts |= facts; report.warnings[:0] = warn
     if target is not None and report.inputs(): _clip_on(model, report, target, batch_size)
@@ -279,8 +280,8 @@ class _Clock:
 
 def _offloaded(model): return len(set((getattr(model, 'hf_device_map', None) or {'': 0}).values())) > 1 # a copy would lose accelerate's hooks
 
-# %% ../nbs/07_quantize.ipynb #84eefc90
-def _report(model, s, kv, algorithm, windows, ranges):
+# %% ../nbs/07_quantize.ipynb #98418dd9
+def _report(model, s, kv, algorithm, windows, ranges, details):
     "The report's rows, from the quantizers and what was recorded."
     import torch
     rows = [*_quantizers(model).items(), *_quantizers(model, weights=True).items()]
@@ -296,7 +297,7 @@ def _report(model, s, kv, algorithm, windows, ranges):
     r = CalibrationReport(s.name, kv, algorithm, len(windows), sum(map(len, windows)), stats)
     if kv == 'fp8': r.facts['kv_scale'] = 1.
     if s.name == 'fp8_block': r.warnings.append("ModelOpt simulates fp8_block's weights only, TensorRT-LLM also quantizes its activations (128 values to a scale): the measured damage is a lower bound")
-    if rec is None: return r
+    if rec is None or not details: return r
     r.facts |= dict(batch_size=ranges.run['batch_size'], batch_halved=ranges.run['halved'])
     if rec.followers: _coverage(r, rec)
     return examine(r, rec, ranges.run['order'], names)
