@@ -82,7 +82,7 @@ def fp8_rowwise_linear(
     s = _amax_scale(x2, E4M3_MAX, -1)
     return fp8_mm(quantize_e4m3(x2, s), weight, s, weight_scale, bias, x.dtype, fast_accum).reshape(*x.shape[:-1], -1)
 
-# %% ../nbs/09_engine.ipynb #c5386669
+# %% ../nbs/09_engine.ipynb #cd39489c
 def quantize_int8(
     x, # tensor
     scale, # amax / 127: broadcasts against `x`
@@ -90,8 +90,9 @@ def quantize_int8(
 ): # int8
     "Round `x * smooth / scale` to INT8; values out of range saturate."
     import torch
-    x = x.float() if smooth is None else x.float() * smooth.float()
-    return (x / scale).round_().clamp_(-128, 127).to(torch.int8)
+    return (_smooth(x, smooth) / scale).round_().clamp_(-128, 127).to(torch.int8)
+
+def _smooth(x, scale): return x.float() if scale is None else x.float() * scale.float()
 
 def _pad(t, rows, cols):
     "Zero rows below and zero columns to the right, up to a given shape."
@@ -112,7 +113,7 @@ def int8_mm(
     K, N = _up(max(k, w.shape[1]), 8), _up(n, 8) # stored weights may have been padded already
     return torch._int_mm(_pad(a, max(_up(m, 8), 24), K), _pad(w, N, K).t())[:m, :n]
 
-# %% ../nbs/09_engine.ipynb #930f0c07
+# %% ../nbs/09_engine.ipynb #58cfda5c
 def int8_linear(
     x, # [..., in]
     weight, # int8 [out, in]
@@ -123,12 +124,12 @@ def int8_linear(
 ): # [..., out], dtype of `x`
     "A linear layer in INT8: integer product, then one float32 scale for each token and channel."
     x2 = x.reshape(-1, x.shape[-1])
-    if input_scale is None: input_scale = _amax_scale(x2 if pre_quant_scale is None else x2.float() * pre_quant_scale.float(), 127., -1)
+    if input_scale is None: input_scale = _amax_scale(_smooth(x2, pre_quant_scale), 127., -1)
     y = int8_mm(quantize_int8(x2, input_scale, pre_quant_scale), weight).float() * input_scale * weight_scale
     if bias is not None: y = y + bias.float()
     return y.to(x.dtype).reshape(*x.shape[:-1], -1)
 
-# %% ../nbs/09_engine.ipynb #ab2fb2b1
+# %% ../nbs/09_engine.ipynb #7613633b
 def int8_weight_only_linear(
     x, # [..., in], bfloat16 or float16
     weight, # int8 [out, in]
@@ -138,11 +139,12 @@ def int8_weight_only_linear(
     "A linear layer with INT8 weights and 16-bit activations."
     import torch
     x2 = x.reshape(-1, x.shape[-1])
-    y = torch.mm(x2, weight.to(x.dtype).t(), out_dtype=torch.float32) if x.is_cuda else x2.float() @ weight.float().t() # the CPU has no product of 16 bits with float32 result
+    if x.is_cuda: y = torch.mm(x2, weight.to(x.dtype).t(), out_dtype=torch.float32)
+    else: y = x2.float() @ weight.float().t() # the CPU has no product of 16-bit numbers with a float32 result
     y = y * weight_scale if bias is None else y * weight_scale + bias.float()
     return y.to(x.dtype).reshape(*x.shape[:-1], -1)
 
-# %% ../nbs/09_engine.ipynb #dadf33c9
+# %% ../nbs/09_engine.ipynb #f2e9e6a7
 @dataclass(frozen=True)
 class Layout:
     "One stored format of a linear layer and what this engine does with it."
@@ -154,11 +156,13 @@ class Layout:
 LAYOUTS = {
     'fp8': Layout('E4M3, one scale', 'E4M3, one static scale', 'torch._scaled_mm'),
     'fp8_rowwise': Layout('E4M3, a scale per channel', 'E4M3, a scale per token', 'torch._scaled_mm'),
-    'fp8_block': Layout('E4M3, a scale per 128 x 128', 'as they are (TensorRT-LLM quantizes them too)', 'matmul on dequantized weights', False),
+    'fp8_block': Layout('E4M3, a scale per 128 x 128', 'as they are (TensorRT-LLM quantizes them too)',
+                        'matmul on dequantized weights', False),
     'int8_sq': Layout('INT8, a scale per channel', 'INT8, one static scale', 'torch._int_mm'),
-    'int8_wo': Layout('INT8, a scale per channel', 'as they are', 'matmul on weights widened to 16 bits, float32 sums', False),
+    'int8_wo': Layout('INT8, a scale per channel', 'as they are', 'matmul on weights widened to 16 bits', False),
     'int4_awq': Layout('INT4, a scale per group', 'as they are', 'matmul on dequantized weights', False),
-    'nvfp4': Layout('E2M1, an E4M3 scale per 16', 'as they are (TensorRT-LLM quantizes them too)', 'matmul on dequantized weights', False),
+    'nvfp4': Layout('E2M1, an E4M3 scale per 16', 'as they are (TensorRT-LLM quantizes them too)',
+                    'matmul on dequantized weights', False),
 }
 
 def layout_of(
@@ -168,16 +172,21 @@ def layout_of(
 ) -> str: # a key of `LAYOUTS`
     "The stored format of a quantized linear."
     w, s = parts.get('weight'), parts.get('weight_scale') or parts.get('weight_scale_inv')
-    if w is None or s is None: raise CookError(f'{name} has {", ".join(parts)}; a quantized linear needs both weight and weight_scale: export again')
+    if w is None or s is None:
+        raise CookError(f'{name} has {", ".join(parts)}; '
+                        f'a quantized linear needs both weight and weight_scale: export again')
     per_channel = tuple(s.shape) in ((w.shape[0],), (w.shape[0], 1))
     if w.dtype == 'F8_E4M3' and algo == 'FP8_BLOCK_SCALES': return 'fp8_block'
-    if w.dtype == 'F8_E4M3': return 'fp8' if tuple(s.shape) in ((), (1,)) else 'fp8_rowwise' if per_channel else 'fp8_block'
-    if w.dtype == 'I8' and per_channel: return 'int8_sq' if {'input_scale', 'pre_quant_scale'} & parts.keys() else 'int8_wo'
+    if w.dtype == 'F8_E4M3' and tuple(s.shape) in ((), (1,)): return 'fp8'
+    if w.dtype == 'F8_E4M3': return 'fp8_rowwise' if per_channel else 'fp8_block'
+    if w.dtype == 'I8' and per_channel:
+        return 'int8_sq' if {'input_scale', 'pre_quant_scale'} & parts.keys() else 'int8_wo'
     if w.dtype == 'U8' and s.dtype == 'F8_E4M3' and 'weight_scale_2' in parts: return 'nvfp4'
     if w.dtype == 'U8' and s.dtype in ('F32', 'BF16', 'F16') and 'input_scale' not in parts: return 'int4_awq'
-    raise CookError(f'{name} is stored as {w.dtype} {list(w.shape)} with {s.dtype} scales {list(s.shape)}; this engine reads {", ".join(LAYOUTS)}')
+    raise CookError(f'{name} is stored as {w.dtype} {list(w.shape)} with {s.dtype} scales {list(s.shape)}; '
+                    f'this engine reads {", ".join(LAYOUTS)}')
 
-# %% ../nbs/09_engine.ipynb #2869e468
+# %% ../nbs/09_engine.ipynb #577de60a
 def dequantize(
     layout: str, # a key of `LAYOUTS`
     t: dict, # leaf name -> tensor, as read from the file
@@ -211,7 +220,9 @@ def _e2m1(q, dtype):
 def _block_scale(s, shape):
     "2-D block scales: drop the axes of size one that ModelOpt writes between them."
     want = tuple(_up(d, 128) // 128 for d in shape)
-    if s.numel() != want[0] * want[1]: raise CookError(f'block scales {list(s.shape)} do not fit a weight {list(shape)} in blocks of 128; expected {list(want)}')
+    if s.numel() != want[0] * want[1]:
+        raise CookError(f'block scales {list(s.shape)} do not fit a weight {list(shape)} in blocks of 128; '
+                        f'expected {list(want)}')
     return s.reshape(want)
 
 def _spread(s, shape):
@@ -254,7 +265,7 @@ def reference_linear(
     y = (q.to(dtype) * s.to(dtype)) @ dequantize(layout, t, dtype).T
     return y if t.get('bias') is None else y + t['bias'].to(dtype)
 
-# %% ../nbs/09_engine.ipynb #1609feb5
+# %% ../nbs/09_engine.ipynb #1b3be9be
 @functools.cache
 def _classes():
     "The two `torch.nn.Module` classes of this room."
@@ -263,7 +274,8 @@ def _classes():
         "A linear layer that computes from the tensors of the file."
         def __init__(self, name, layout, tensors, bias, kernels, dtype, per_token, fast_accum):
             super().__init__()
-            self.name, self.layout, self.kernels, self.per_token, self.fast_accum = name, layout, kernels, per_token, fast_accum
+            self.name, self.layout, self.kernels = name, layout, kernels
+            self.per_token, self.fast_accum = per_token, fast_accum
             self.out_features, self.in_features = _shape(layout, tensors)
             if kernels == 'real': tensors = _prepare(layout, tensors, dtype)
             for k, v in {**tensors, 'bias': bias}.items(): self.register_buffer(k, v)
@@ -277,7 +289,8 @@ def _classes():
             super().__init__()
             self.num_experts, self.act_fn = n, act_fn
             for i in range(n): self.add_module(str(i), torch.nn.Module())
-        def forward(self, hidden_states, top_k_index, top_k_weights): return _route(self, hidden_states, top_k_index, top_k_weights)
+        def forward(self, hidden_states, top_k_index, top_k_weights):
+            return _route(self, hidden_states, top_k_index, top_k_weights)
     return QuantLinear, QuantExperts
 
 def _shape(layout, t):
@@ -311,19 +324,18 @@ def _forward(m, x):
         y = reference_linear(m.layout, x, m.tensors() | dict(bias=m.bias), m.per_token, torch.float32)
         if m.noise is not None: y = y * (1 + 2**-9 * torch.empty_like(y).uniform_(-1, 1, generator=m.noise))
         return y.to(x.dtype).reshape(*x.shape[:-1], -1)
+    s_in, smooth = (getattr(m, k, None) for k in ('input_scale', 'pre_quant_scale'))
     if m.layout in ('fp8', 'fp8_rowwise'):
-        n, k = m.weight.shape
-        b = m.bias
-        if (n, k) != (m.out_features, m.in_features):
-            x, b = F.pad(x, (0, k - m.in_features)), None if b is None else F.pad(b, (0, n - m.out_features))
-        y = (fp8_linear(x, m.weight, m.weight_scale, getattr(m, 'input_scale', None), b, m.fast_accum) if m.layout == 'fp8'
-             else fp8_rowwise_linear(x, m.weight, m.weight_scale, b, m.fast_accum))
+        (n, k), b = m.weight.shape, m.bias # both may have been padded
+        x = F.pad(x, (0, k - m.in_features)) if k > m.in_features else x
+        b = F.pad(b, (0, n - m.out_features)) if b is not None and n > m.out_features else b
+        if m.layout == 'fp8': y = fp8_linear(x, m.weight, m.weight_scale, s_in, b, m.fast_accum)
+        else: y = fp8_rowwise_linear(x, m.weight, m.weight_scale, b, m.fast_accum)
         return y[..., :m.out_features]
     if m.layout == 'int8_sq':
-        return int8_linear(x, m.weight, m.weight_scale, None if m.per_token else getattr(m, 'input_scale', None), getattr(m, 'pre_quant_scale', None), m.bias)
+        return int8_linear(x, m.weight, m.weight_scale, None if m.per_token else s_in, smooth, m.bias)
     if m.layout == 'int8_wo': return int8_weight_only_linear(x, m.weight, m.weight_scale, m.bias)
-    if getattr(m, 'pre_quant_scale', None) is not None: x = (x.float() * m.pre_quant_scale.float()).to(x.dtype)
-    return F.linear(x, m.weight, m.bias)
+    return F.linear(_smooth(x, smooth).to(x.dtype), m.weight, m.bias)
 
 def _route(m, x, index, weights):
     "Send each token through the experts that its router chose (x [tokens, hidden], index and weights [tokens, k])."
@@ -337,7 +349,7 @@ def _route(m, x, index, weights):
         out.index_add_(0, tok, h.to(out.dtype))
     return out
 
-# %% ../nbs/09_engine.ipynb #4dc435f7
+# %% ../nbs/09_engine.ipynb #9b098fba
 @contextlib.contextmanager
 def _meta_parameters():
     "Inside, modules get their parameters on the meta device; buffers are computed as usual."
@@ -360,14 +372,19 @@ def skeleton(
     "The architecture of a checkpoint, without weights."
     tr, torch = need('transformers', 'quantize'), need('torch', 'quantize')
     config = {k: v for k, v in config.items() if k != 'quantization_config'}
-    if config.get('auto_map'): raise CookError('config.json names code of its own (auto_map); this engine builds only architectures that transformers has')
+    if config.get('auto_map'):
+        raise CookError('config.json names code of its own (auto_map); '
+                        'this engine builds only architectures that transformers has')
     try:
         with _quiet(): cfg = tr.AutoConfig.for_model(config.pop('model_type', None), **config)
-    except (ValueError, KeyError, TypeError) as e: raise CookError(f'config.json does not describe a model that transformers {tr.__version__} knows: {str(e).splitlines()[0]}') from e
-    with _quiet(), _meta_parameters(): model = tr.AutoModelForCausalLM.from_config(cfg, dtype=getattr(torch, dtype), attn_implementation=attn)
+    except (ValueError, KeyError, TypeError) as e:
+        why = str(e).splitlines()[0]
+        raise CookError(f'config.json does not describe a model that transformers {tr.__version__} knows: {why}') from e
+    with _quiet(), _meta_parameters():
+        model = tr.AutoModelForCausalLM.from_config(cfg, dtype=getattr(torch, dtype), attn_implementation=attn)
     return model.eval().requires_grad_(False)
 
-# %% ../nbs/09_engine.ipynb #0fd1dcf9
+# %% ../nbs/09_engine.ipynb #586351de
 @dataclass
 class Slot:
     "Where a quantized linear of the file goes in the model."
@@ -376,7 +393,7 @@ class Slot:
     layout: str # a key of `LAYOUTS`
 
 def _conversions(model_type):
-    "transformers' renamings and expert roles for an architecture: [(pattern, target)], {leaf name: 'gate' | 'up' | 'down'}."
+    "transformers' renamings [(pattern, target)], and the role of each of an expert's linears (gate, up or down)."
     roles = dict(gate_proj='gate', up_proj='up', down_proj='down')
     try: from transformers.conversion_mapping import get_checkpoint_conversion_mapping as mapping
     except ImportError: return [], roles
@@ -398,6 +415,14 @@ def _resolve(name, known, renames):
         if new in known: return new
     return None
 
+def _expert(name, known, renames, roles):
+    "The place of an expert's linear: '...experts.3.w1' -> '...experts.3.gate'; None when it is not one."
+    m = re.fullmatch(r'(.+\.experts)\.(\d+)\.([\w.]+)', name)
+    if not m or m[3] not in roles: return None
+    parents = [m[1], *(re.sub(s, d, m[1] + '.')[:-1] for s, d in renames)] # '.block_sparse_moe.' wants the dot
+    parent = next((p for p in parents if p in known), None)
+    return parent and f'{parent}.{m[2]}.{roles[m[3]]}'
+
 def plan(
     ck: Checkpoint, # opened checkpoint
     model, # its `skeleton`
@@ -407,22 +432,22 @@ def plan(
     known, slots, lost = dict(model.named_modules()), [], []
     for name, parts in ck.modules.items():
         if not {'weight_scale', 'weight_scale_inv'} & parts.keys(): continue
-        target = _resolve(name, known, renames)
-        if target is None and (m := re.fullmatch(r'(.+\.experts)\.(\d+)\.([\w.]+)', name)) and m[3] in roles:
-            parent = _resolve(m[1], known, renames) or next((p for s, d in renames if (p := _resolve(re.sub(s, d, m[1] + '.')[:-1], known, [])) is not None), None)
-            target = parent and f'{parent}.{m[2]}.{roles[m[3]]}'
+        target = _resolve(name, known, renames) or _expert(name, known, renames, roles)
         if target is None: lost.append(name)
         else: slots.append(Slot(name, target, layout_of(parts, name, ck.algo)))
-    if lost: raise CookError(f'{ck.path} has {len(lost)} quantized linears that {type(model).__name__} has no place for, the first is {lost[0]}; '
-                             'config.json and weights do not belong together, or transformers keeps this layer in a form that this engine does not know')
+    if lost:
+        raise CookError(f'{ck.path} has {len(lost)} quantized linears that {type(model).__name__} has no place for, '
+                        f'the first is {lost[0]}; '
+                        'config.json and weights do not belong together, '
+                        'or transformers keeps this layer in a form unknown here')
     return slots
 
-# %% ../nbs/09_engine.ipynb #3b0979ec
+# %% ../nbs/09_engine.ipynb #e5bc2129
 def _features(m):
     "(out, in) of a linear; None for a module that is not one."
-    w = getattr(m, 'weight', None)
-    if w is None or w.dim() != 2 or type(m).__name__ not in ('Linear', 'Conv1D') and not hasattr(m, 'in_features'): return None
-    return tuple(w.shape[::-1]) if type(m).__name__ == 'Conv1D' else tuple(w.shape)
+    w, conv = getattr(m, 'weight', None), type(m).__name__ == 'Conv1D'
+    if w is None or w.dim() != 2 or not (conv or hasattr(m, 'in_features')): return None
+    return tuple(w.shape[::-1]) if conv else tuple(w.shape)
 
 def _open_experts(model, slots):
     "Replace stacked experts by experts of separate linears where the file has them quantized."
@@ -430,9 +455,10 @@ def _open_experts(model, slots):
     for parent in {s.target.rsplit('.', 2)[0] for s in slots if re.search(r'\.\d+\.(gate|up|down)$', s.target)}:
         m = model.get_submodule(parent)
         p = dict(m.named_parameters(recurse=False))
-        if type(m) is QuantExperts: continue
-        if set(p) != {'gate_up_proj', 'down_proj'} or not hasattr(m, 'act_fn') or p['gate_up_proj'].shape[2] != p['down_proj'].shape[1]:
-            raise CookError(f'{parent} is a {type(m).__name__} with {", ".join(p) or "no parameters"}; this engine takes apart experts with gate_up_proj, down_proj and act_fn only')
+        ok = set(p) == {'gate_up_proj', 'down_proj'} and hasattr(m, 'act_fn')
+        if not ok or p['gate_up_proj'].shape[2] != p['down_proj'].shape[1]: # with biases, or transposed
+            raise CookError(f'{parent} is a {type(m).__name__} with {", ".join(p) or "no parameters"}; '
+                            'this engine takes apart experts made of gate_up_proj, down_proj and act_fn only')
         model.set_submodule(parent, QuantExperts(p['down_proj'].shape[0], m.act_fn))
 
 def _swap(model, slot, tensors, bias, **kw):
@@ -443,12 +469,16 @@ def _swap(model, slot, tensors, bias, **kw):
     old = getattr(model.get_submodule(parent), leaf, None)
     if old is not None:
         want = _features(old)
-        if want is None: raise CookError(f'{slot.source} is quantized in the file, but {slot.target} is a {type(old).__name__} in the model, not a linear')
-        if want != (new.out_features, new.in_features): raise CookError(f'{slot.source} is {new.out_features} x {new.in_features} in the file and {want[0]} x {want[1]} by config.json')
+        if want is None:
+            raise CookError(f'{slot.source} is quantized in the file, but a {type(old).__name__} in the model, '
+                            f'not a linear')
+        if want != (new.out_features, new.in_features):
+            have = f'{new.out_features} x {new.in_features}'
+            raise CookError(f'{slot.source} is {have} in the file and {want[0]} x {want[1]} by config.json')
     setattr(model.get_submodule(parent), leaf, new)
 
-# %% ../nbs/09_engine.ipynb #eed42d14
-_QUANT_LEAVES = {'weight', 'weight_scale', 'weight_scale_inv', 'weight_scale_2', 'input_scale', 'pre_quant_scale', 'bias'}
+# %% ../nbs/09_engine.ipynb #88b91e5d
+_QUANT_LEAVES = set('weight bias weight_scale weight_scale_inv weight_scale_2 input_scale pre_quant_scale'.split())
 _KV_LEAVES = {'k_scale', 'v_scale', 'k_bias', 'v_bias'} # see `fp8_kv_attention`
 
 def _fill(model, ck, slots, device, dtype, kernels, per_token, fast_accum):
@@ -463,9 +493,10 @@ def _fill(model, ck, slots, device, dtype, kernels, per_token, fast_accum):
         parts = {k for k in ck.modules[s.source] if k in _QUANT_LEAVES}
         t = {k: read(f'{s.source}.{k}') for k in sorted(parts)}
         bias = t.pop('bias', None)
-        _swap(model, s, t, None if bias is None else bias.to(want), kernels=kernels, dtype=want, per_token=per_token, fast_accum=fast_accum)
+        _swap(model, s, t, None if bias is None else bias.to(want), kernels=kernels, dtype=want, per_token=per_token,
+              fast_accum=fast_accum)
     renames, _ = _conversions(model.config.model_type)
-    places = {f'{m}.{k}'.lstrip('.'): (mod, k) for m, mod in model.named_modules() for k in [*mod._parameters, *mod._buffers]}
+    places = {f'{n}.{k}'.lstrip('.'): (m, k) for n, m in model.named_modules() for k in [*m._parameters, *m._buffers]}
     for name in ck.tensors:
         if name in used: continue
         if name.rpartition('.')[2] in _KV_LEAVES: used.add(name); continue
@@ -474,7 +505,8 @@ def _fill(model, ck, slots, device, dtype, kernels, per_token, fast_accum):
         mod, leaf = places[place]
         old = mod._parameters.get(leaf, mod._buffers.get(leaf))
         if old is None or tuple(old.shape) != ck.tensors[name].shape:
-            raise CookError(f'{name} has shape {list(ck.tensors[name].shape)} in the file and {None if old is None else list(old.shape)} by config.json')
+            by = 'none' if old is None else list(old.shape)
+            raise CookError(f'{name} has shape {list(ck.tensors[name].shape)} in the file and {by} by config.json')
         new = read(name)
         new = new.to(old.dtype) if new.is_floating_point() else new
         if leaf in mod._parameters: mod._parameters[leaf] = torch.nn.Parameter(new, requires_grad=False)
@@ -482,19 +514,25 @@ def _fill(model, ck, slots, device, dtype, kernels, per_token, fast_accum):
     return used
 
 def _verify(model, ck, slots, used):
-    "Everything in the file was used, everything in the model is filled, and as many linears were swapped as are quantized."
+    "All of the file was used, all of the model is filled, and as many linears were swapped as are quantized."
     QuantLinear, _ = _classes()
     head = model.get_output_embeddings()
     if type(head) is not QuantLinear: model.tie_weights()
     left = sorted(set(ck.tensors) - used)
-    if left: raise CookError(f'{ck.path} has {len(left)} tensors that {type(model).__name__} has no place for, the first is {left[0]}')
+    kind = type(model).__name__
+    if left: raise CookError(f'{ck.path} has {len(left)} tensors that {kind} has no place for, the first is {left[0]}')
     empty = [n for n, p in [*model.named_parameters(), *model.named_buffers()] if p.device.type == 'meta']
-    if empty: raise CookError(f'{ck.path} lacks {len(empty)} tensors that {type(model).__name__} needs, the first is {empty[0]}; export or download it again')
-    n = sum(type(m) is QuantLinear for m in model.modules())
-    quantized = sum(bool({'weight_scale', 'weight_scale_inv'} & p.keys()) for p in ck.modules.values())
-    if not n == quantized == len(slots): raise CookError(f'{n} linears were swapped and {quantized} modules of {ck.path} are quantized; the numbers must agree')
+    if empty:
+        raise CookError(f'{ck.path} lacks {len(empty)} tensors that {kind} needs, the first is {empty[0]}; '
+                        f'export or download it again')
+    n, quantized = sum(type(m) is QuantLinear for m in model.modules()), _n_quantized(ck)
+    if not n == quantized == len(slots):
+        raise CookError(f'{n} linears were swapped and {quantized} modules of {ck.path} are quantized; '
+                        f'the numbers must agree')
 
-# %% ../nbs/09_engine.ipynb #a78dbef3
+def _n_quantized(ck): return sum(bool({'weight_scale', 'weight_scale_inv'} & p.keys()) for p in ck.modules.values())
+
+# %% ../nbs/09_engine.ipynb #d39ddfe7
 def round_e4m3(x):
     "To E4M3 with scale 1 and back."
     return quantize_e4m3(x, 1.).to(x.dtype)
@@ -507,18 +545,19 @@ def fp8_kv_attention(
     from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
     def attention(module, query, key, value, *args, **kw):
-        f = ALL_ATTENTION_FUNCTIONS[base] if base != 'eager' else sys.modules[type(module).__module__].eager_attention_forward
+        eager = getattr(sys.modules[type(module).__module__], 'eager_attention_forward', None) # each model has its own
+        f = eager if base == 'eager' else ALL_ATTENTION_FUNCTIONS[base]
         return f(module, query, round_e4m3(key), round_e4m3(value), *args, **kw)
     name = f'{base}_fp8_kv'
     AttentionInterface.register(name, attention)
     AttentionMaskInterface.register(name, ALL_MASK_ATTENTION_FUNCTIONS[base])
     return name
 
-# %% ../nbs/09_engine.ipynb #eafbfde7
+# %% ../nbs/09_engine.ipynb #809d417d
 def load(
     path, # directory of an exported checkpoint
     device: str = 'auto', # see `device.detect`
-    kernels: str = 'real', # 'real': FP8 and INT8 products; 'reference': the file dequantized, same activation quantization, float32 arithmetic
+    kernels: str = 'real', # 'real': FP8 and INT8 products; 'reference': dequantized numbers, the same rounding, float32
     dtype: str = 'bfloat16', # of everything that is not quantized
     activations: str = 'static', # INT8: 'static' (the stored scale) or 'token' (a scale for each token at run time)
     attn: str = 'auto', # 'auto', 'sdpa' or 'eager'; 'auto' takes eager where attention logits are soft-capped
@@ -526,21 +565,28 @@ def load(
 ) -> Loaded: # kind 'engine' or 'dequantized'
     "Load a quantized checkpoint so that its linears compute from the stored tensors."
     if kernels not in ('real', 'reference'): raise CookError(f"kernels is {kernels!r}; expected 'real' or 'reference'")
-    if activations not in ('static', 'token'): raise CookError(f"activations is {activations!r}; expected 'static' or 'token'")
+    if activations not in ('static', 'token'):
+        raise CookError(f"activations is {activations!r}; "
+                        f"expected 'static' or 'token'")
     if dtype not in ('bfloat16', 'float16', 'float32') or kernels == 'real' and dtype == 'float32':
-        raise CookError(f"dtype is {dtype!r}; expected bfloat16 or float16" + (' (FP8 products come out in 16 bits; float32 needs kernels="reference")' if dtype == 'float32' else ''))
+        hint = " (FP8 products come out in 16 bits; float32 needs kernels='reference')" if dtype == 'float32' else ''
+        raise CookError(f'dtype is {dtype!r}; expected bfloat16 or float16{hint}')
     dev, ck = detect(device), Checkpoint.open(path)
     _passport(path)
     if attn == 'auto': attn = 'eager' if ck.config.get('attn_logit_softcapping') else 'sdpa'
     model = skeleton(ck.config, dtype, fp8_kv_attention(attn) if ck.kv == 'fp8' else attn)
     slots = plan(ck, model)
-    if not slots: raise CookError(f'{path} has no quantized linear (no tensor named weight_scale); load it with models.load')
+    if not slots:
+        raise CookError(f'{path} has no quantized linear (no tensor named weight_scale); '
+                        f'load it with models.load')
     if kernels == 'real': _can_run(slots, dev)
     used = _fill(model, ck, slots, dev.torch, dtype, kernels, activations == 'token', fast_accum)
     _verify(model, ck, slots, used)
     model = model.to(dev.torch) # buffers that were computed, not read
-    return Loaded(model, _tokenizer(path), Path(path).name, kind='engine' if kernels == 'real' else 'dequantized', path=Path(path), scheme=ck.scheme, device=dev,
-                  dtype=dtype, notes=dict(kernels=kernels, kv=ck.kv, linears=len(slots), activations=activations, attn=attn))
+    notes = dict(kernels=kernels, kv=ck.kv, linears=len(slots), activations=activations, attn=attn)
+    kind = 'engine' if kernels == 'real' else 'dequantized'
+    return Loaded(model, _tokenizer(path), Path(path).name, kind, Path(path), scheme=ck.scheme, device=dev, dtype=dtype,
+                  notes=notes)
 
 def _passport(path):
     "Check the checkpoint's passport where there is one."
@@ -550,7 +596,9 @@ def _can_run(slots, dev):
     "Raise when the GPU has no tensor cores for a format that is to run on them."
     for layout in {s.layout for s in slots if LAYOUTS[s.layout].real}:
         s = runs_on(layout, dev)
-        if s.how == 'fake': raise CookError(f"{s.why}; load it with kernels='reference', which computes the same values in float32")
+        if s.how == 'fake':
+            raise CookError(f"{s.why}; "
+                            f"load it with kernels='reference', which computes the same values in float32")
 
 def _tokenizer(path):
     "The tokenizer beside a checkpoint, or None."
@@ -558,18 +606,19 @@ def _tokenizer(path):
     from transformers import AutoTokenizer
     return AutoTokenizer.from_pretrained(path, trust_remote_code=False)
 
-# %% ../nbs/09_engine.ipynb #d1a80b4e
+# %% ../nbs/09_engine.ipynb #6262c451
 @dataclass
 class Description:
     "What an engine runs, by stored format."
-    rows: list # (layout, linears, Layout, bytes)
+    rows: list # (layout, how many linears, Layout, activations, bytes)
     kernels: str
     kv: str
     other_bytes: int # tensors that are not quantized
     device: str
     def to_dict(self):
-        return dict(kernels=self.kernels, kv=self.kv, device=self.device, other_bytes=self.other_bytes,
-                    formats=[dict(layout=l, linears=n, weights=k.weights, activations=a, kernel=self._kernel(k), bytes=b) for l, n, k, a, b in self.rows])
+        formats = [dict(layout=l, linears=n, weights=k.weights, activations=a, kernel=self._kernel(k), bytes=b)
+                   for l, n, k, a, b in self.rows]
+        return dict(kernels=self.kernels, kv=self.kv, device=self.device, other_bytes=self.other_bytes, formats=formats)
     def _kernel(self, k): return k.kernel if self.kernels == 'real' else 'float32 matmul on dequantized numbers'
     def _repr_markdown_(self):
         rows = [[l, n, k.weights, a, self._kernel(k), fmt_bytes(b)] for l, n, k, a, b in self.rows]
@@ -587,13 +636,15 @@ def describe(
     rows = []
     for l in sorted({m.layout for m in ms}):
         of = [m for m in ms if m.layout == l]
-        token = of[0].per_token or not any(hasattr(m, 'input_scale') for m in of)
-        acts = 'INT8, a scale per token' if l == 'int8_sq' and token else 'E4M3, one scale from the data' if l == 'fp8' and token else LAYOUTS[l].activations
-        rows.append((l, len(of), LAYOUTS[l], acts, size(b for m in of for b in m.buffers())))
-    cpu = ' (PyTorch emulates FP8 products there: the same numbers, no speed)' if loaded.device.kind == 'cpu' and any(r[0].startswith('fp8') for r in rows) else ''
-    return Description(rows, loaded.notes['kernels'], loaded.notes['kv'], loaded.nbytes - sum(r[-1] for r in rows), loaded.device.name + cpu)
+        dynamic = of[0].per_token or not any(hasattr(m, 'input_scale') for m in of)
+        acts = dict(int8_sq='INT8, a scale per token', fp8='E4M3, one scale from the data').get(l) if dynamic else None
+        rows.append((l, len(of), LAYOUTS[l], acts or LAYOUTS[l].activations, size(b for m in of for b in m.buffers())))
+    kernels, dev = loaded.notes['kernels'], loaded.device
+    emulated = dev.kind == 'cpu' and kernels == 'real' and any(r[0] in ('fp8', 'fp8_rowwise') for r in rows)
+    where = dev.name + ' (PyTorch emulates FP8 products there: the same numbers, no speed)' * emulated
+    return Description(rows, kernels, loaded.notes['kv'], loaded.nbytes - sum(r[-1] for r in rows), where)
 
-# %% ../nbs/09_engine.ipynb #86282615
+# %% ../nbs/09_engine.ipynb #7996be8c
 @dataclass
 class Parity:
     "Whether an engine computes what its checkpoint says. All logits are compared by relative error."
@@ -625,7 +676,8 @@ class Parity:
     def passed(self): return not self.failures
     def to_dict(self):
         "For results.json."
-        keys = 'passed expected bound worst worst_linear logits free floor cost kl kl_floor kl_cost tokens scheme device failures'
+        keys = ('passed expected bound worst worst_linear logits free floor cost '
+                'kl kl_floor kl_cost tokens scheme device failures')
         d = {k: getattr(self, k) for k in keys.split()} | dict(linears=len(self.linears),
                                                                unexercised=len(self.linears) - len(self.seen))
         return {k: v for k, v in d.items() if v is not None}
@@ -641,11 +693,11 @@ def _failures(p):
     elif unseen: yield f'nothing flowed through {unseen[0]}'
     if not max(p.logits, p.free) < float('inf'): yield 'the logits are not finite'; return
     if p.cost is not None and not p.logits <= p.cost_share * p.cost:
-        yield f'the logits in step differ by {p.logits:.2e}, more than {p.cost_share:g} of what the scheme costs ({p.cost:.2e})'
+        yield f'the logits in step differ by {p.logits:.2e}, more than {p.cost_share:g} of the cost ({p.cost:.2e})'
     if not p.free <= p.floor_share * p.floor:
-        yield f'the free logits differ by {p.free:.2e}, more than {p.floor_share:g} times what rounding does ({p.floor:.2e})'
+        yield f'the free logits differ by {p.free:.2e}, more than {p.floor_share:g} times the floor ({p.floor:.2e})'
 
-# %% ../nbs/09_engine.ipynb #c9c74dba
+# %% ../nbs/09_engine.ipynb #f40565d5
 def _parity_table(p):
     top = sorted(p.seen.items(), key=lambda x: -x[1])[:3]
     share = 'no base model: not judged' if p.cost is None else f'{p.cost_share * p.cost:.2e}'
@@ -655,11 +707,13 @@ def _parity_table(p):
             ['logits, free', f'{p.free:.2e}', f'{p.floor_share * p.floor:.2e}'],
             ['*floor: one more rounding*', f'{p.floor:.2e}', '']]
     if p.cost is not None: rows.append(["*cost: the scheme against BF16*", f'{p.cost:.2e}', ''])
-    kl = f'Mean KL in nats: engine {p.kl:.1e}, floor {p.kl_floor:.1e}' + ('' if p.cost is None else f', cost {p.kl_cost:.1e}')
-    verdict = ('**The engine computes what the file says.**' if p.passed else '**Parity fails:** ' + '; '.join(p.failures) + '.')
+    kl = f'Mean KL in nats: engine {p.kl:.1e}, floor {p.kl_floor:.1e}'
+    if p.cost is not None: kl += f', cost {p.kl_cost:.1e}'
+    verdict = f'**Parity fails:** {"; ".join(p.failures)}.' if p.failures else '**The engine computes what the file says.**'
     idle = len(p.linears) - len(p.seen)
-    return (md_table(rows, ['relative error', 'measured', 'bound'])
-            + f'\n\n{verdict} {p.tokens} tokens on {p.device}. {kl}.' + f' {idle} experts were never chosen.' * bool(idle))
+    more = f' {idle} linears of experts were never chosen.' * bool(idle)
+    table = md_table(rows, ['relative error', 'measured', 'bound'])
+    return f'{table}\n\n{verdict} {p.tokens} tokens on {p.device}. {kl}.{more}'
 
 def _parity_plot(self, controls=None):
     "Relative error of each linear beside the bound; `controls`: engines that are wrong on purpose."
@@ -676,7 +730,7 @@ def _parity_plot(self, controls=None):
 
 Parity.plot = _parity_plot
 
-# %% ../nbs/09_engine.ipynb #a6814c6a
+# %% ../nbs/09_engine.ipynb #19f199f0
 def _windows(windows, limit, device):
     "Token windows as a list of [1, T] tensors, from a Corpus, a tensor or lists."
     import torch
@@ -700,7 +754,7 @@ class _Watch:
         x, y = args[0], out.reshape(-1, out.shape[-1])
         if not len(y): return
         self.inputs[s.target] = x
-        rows = torch.linspace(0, len(y) - 1, min(self.rows, len(y)), device=y.device).long() # evenly spread, ends included
+        rows = torch.linspace(0, len(y) - 1, min(self.rows, len(y)), device=y.device).long() # evenly spread
         ref, a = reference_linear(s.layout, x, t, per_token, rows=rows), self.sums[s.source]
         a[0] += float((y[rows].double() - ref).square().sum()); a[1] += float(ref.square().sum())
     def errors(self): return {n: (a / b) ** .5 if b else float('nan') for n, (a, b) in self.sums.items()}
@@ -719,7 +773,7 @@ def _reference_as(ref, held=None, noise=False):
     finally:
         for m in ms.values(): m.noise = m.held = None
 
-# %% ../nbs/09_engine.ipynb #2b6110e1
+# %% ../nbs/09_engine.ipynb #64a3b358
 def parity(
     path, # directory of an exported checkpoint
     windows=None, # Corpus, [windows, tokens] tensor or lists of token ids; None: some held-out code
@@ -744,10 +798,9 @@ def parity(
     finally: watch.close()
     err = lambda k, of='ref': (acc[k] / acc[of]) ** .5 if acc[of] > 0 else float('nan')
     n = sum(w.shape[1] for w in ws)
-    return Parity(watch.errors(), _n_quantized(ck), bound, err('step', 'in_step'), err('free'), err('floor'), err('cost', 'base') if base else None,
-                  acc['kl'] / n, acc['kl_floor'] / n, acc['kl_cost'] / n if base else None, n, ck.scheme, engine.device.name)
-
-def _n_quantized(ck): return sum(bool({'weight_scale', 'weight_scale_inv'} & p.keys()) for p in ck.modules.values())
+    return Parity(watch.errors(), _n_quantized(ck), bound, err('step', 'in_step'), err('free'), err('floor'),
+                  err('cost', 'base') if base else None, acc['kl'] / n, acc['kl_floor'] / n,
+                  acc['kl_cost'] / n if base else None, n, ck.scheme, engine.device.name)
 
 def _compare_logits(acc, engine, ref, base, watch, w):
     "Add one window's squared errors and KL divergences."
@@ -775,7 +828,7 @@ def _demo_windows(loaded):
     from tqcook.data import corpus
     return corpus('code', loaded.tokenizer, context=min(256, loaded.context), max_windows=4)
 
-# %% ../nbs/09_engine.ipynb #8cfc9735
+# %% ../nbs/09_engine.ipynb #54fe80a2
 SABOTAGE = {
     'bf16 weights': 'the linears of the base model put in: nothing is quantized',
     'weight_scale': "one linear's weight scale off by 2 %",
@@ -797,7 +850,8 @@ def sabotage(
         m = next(iter(named.values())); w = m.weight.view(torch.uint8) if m.weight.element_size() == 1 else m.weight
         w[:2] = w[:2].flip(0)
         return engine
-    hit = [m for m in named.values() if torch.is_tensor(getattr(m, how, None)) and not (how == 'input_scale' and m.per_token)]
+    hit = [m for m in named.values() if torch.is_tensor(getattr(m, how, None))]
+    if how == 'input_scale': hit = [m for m in hit if not m.per_token] # it would not be used
     if not hit: return None
     setattr(hit[0], how, getattr(hit[0], how) * 1.02)
     return engine
@@ -834,7 +888,7 @@ def negative_controls(
         if broken is not None: out[how] = parity(path, windows, base, broken, **kw)
     return out
 
-# %% ../nbs/09_engine.ipynb #a505cd21
+# %% ../nbs/09_engine.ipynb #a4aea760
 @dataclass
 class Generation:
     "Text that a model continued a prompt with."
@@ -859,7 +913,9 @@ def generate(
     if max_new_tokens < 1: raise CookError(f'max_new_tokens is {max_new_tokens}; expected at least 1')
     cur = torch.tensor([_prompt_ids(loaded, prompt)], device=loaded.device.torch)
     n, past, new, t0 = min(max_new_tokens, loaded.context - cur.shape[1]), None, [], time.perf_counter()
-    if n < 1: raise CookError(f'the prompt has {cur.shape[1]} tokens and {loaded.name} a context of {loaded.context}; give a shorter one')
+    if n < 1:
+        raise CookError(f'the prompt has {cur.shape[1]} tokens and {loaded.name} a context of {loaded.context}; '
+                        f'give a shorter one')
     stop = _stop_ids(loaded)
     with torch.no_grad():
         for _ in range(n):
@@ -879,10 +935,11 @@ def _prompt_ids(loaded, prompt):
 
 def _stop_ids(loaded):
     "Tokens that end a text."
-    eos = [getattr(getattr(loaded.model, 'generation_config', None), 'eos_token_id', None), getattr(loaded.tokenizer, 'eos_token_id', None)]
+    says = [getattr(loaded.model, 'generation_config', None), loaded.tokenizer]
+    eos = [getattr(x, 'eos_token_id', None) for x in says]
     return {i for e in eos for i in (e if isinstance(e, (list, tuple)) else [e]) if i is not None}
 
-# %% ../nbs/09_engine.ipynb #e5c060aa
+# %% ../nbs/09_engine.ipynb #ab48da55
 @dataclass
 class Divergence:
     "Two continuations of one prompt, and where they part."
@@ -891,12 +948,14 @@ class Divergence:
     index: int|None # first new token that differs; None when all are equal
     common: str # what both wrote before it
     def to_dict(self):
-        return dict(prompt=self.a.prompt, index=self.index, tokens=max(len(self.a.ids), len(self.b.ids)), names=[self.a.name, self.b.name], texts=[str(self.a), str(self.b)])
+        return dict(prompt=self.a.prompt, index=self.index, tokens=max(len(self.a.ids), len(self.b.ids)),
+                    names=[self.a.name, self.b.name], texts=[str(self.a), str(self.b)])
     def _repr_markdown_(self):
         same = f'~~~~\n{self.a.prompt}{self.common}\n~~~~'
         if self.index is None: return f'{same}\n\nBoth wrote the same {len(self.a.ids)} tokens.'
         rest = lambda g: str(g)[len(self.common):] if g.text is not None else str(g.ids[self.index:])
-        return f'{same}\n\nThe same for {self.index} tokens, then\n\n' + '\n\n'.join(f'**{g.name}**\n~~~~\n{rest(g)}\n~~~~' for g in (self.a, self.b))
+        both = '\n\n'.join(f'**{g.name}**\n~~~~\n{rest(g)}\n~~~~' for g in (self.a, self.b))
+        return f'{same}\n\nThe same for {self.index} tokens, then\n\n{both}'
 
 def diverge(
     a: Loaded, # one model
@@ -911,7 +970,7 @@ def diverge(
     common = x.ids if i is None else x.ids[:i]
     return Divergence(x, y, i, a.tokenizer.decode(common, skip_special_tokens=True) if a.tokenizer else str(common))
 
-# %% ../nbs/09_engine.ipynb #67e8b8bf
+# %% ../nbs/09_engine.ipynb #e5c2ad00
 def forward_seconds(
     models: dict, # name -> Loaded
     windows, # [windows, tokens] token ids
@@ -923,7 +982,8 @@ def forward_seconds(
     with torch.no_grad():
         for i in range(repeats + 1): # the first turn warms up
             for n, l in models.items():
-                w, sync = windows.to(l.device.torch), torch.cuda.synchronize if l.device.kind == 'cuda' else lambda: None
+                w, cuda = windows.to(l.device.torch), l.device.kind == 'cuda'
+                sync = torch.cuda.synchronize if cuda else (lambda: None)
                 sync(); t0 = time.perf_counter()
                 l.model(w, use_cache=False); sync()
                 if i: best[n] = min(best[n], time.perf_counter() - t0)
