@@ -65,6 +65,15 @@ def test_container_command_is_split_without_a_shell(env, monkeypatch):
     assert r.version == '1.2.1' and r.tool('trtllm-serve')[-1] == 'trtllm-serve' and not Path('/tmp/never').exists()
 
 
+def test_found_by_its_program_on_the_path(env, tmp_path, monkeypatch):
+    for k in ('TQCOOK_TRTLLM_PYTHON', 'TQCOOK_TRTLLM_COMMAND'): monkeypatch.delenv(k, raising=False)
+    tool = tmp_path/'trtllm-serve'; tool.write_text(f'#!{env}\nprint()\n'); tool.chmod(0o755)
+    monkeypatch.setenv('PATH', f'{tmp_path}:{os.environ["PATH"]}')
+    r = trtllm.find()
+    assert r.python == [str(env)] and r.version == '1.2.1' and r.tool('trtllm-serve') == [str(tool)]
+    with pytest.raises(CookError, match='trtllm-nothing'): r.tool('trtllm-nothing')
+
+
 # --- serving
 
 def test_serve_complete_and_load(runtime, tmp_path):

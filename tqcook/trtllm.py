@@ -80,7 +80,7 @@ def use(
         r = rows[0]; raise CookError(f'TensorRT-LLM {version} has no {name} ({kind}): it exists from {r.since}' + (f' to {r.until}' if r.until else ''))
     return name
 
-# %% ../nbs/12_trtllm.ipynb #2d228c92
+# %% ../nbs/12_trtllm.ipynb #39fd7e7f
 @dataclass
 class Runtime:
     "A TensorRT-LLM that can be called."
@@ -92,8 +92,9 @@ class Runtime:
     def tool(self, name: str) -> list:
         "Command that starts one of its programs."
         if self.tools is None: return [*self.python[:-1], name]
-        if not (self.tools/name).exists(): raise CookError(f'{name} is not beside {self.python[0]}; TensorRT-LLM {self.version} may no longer have it')
-        return [str(self.tools/name)]
+        path = shutil.which(name, path=str(self.tools)) or shutil.which(name)
+        if not path: raise CookError(f'{name} is neither beside {self.python[0]} nor on the path; TensorRT-LLM {self.version} may no longer have it')
+        return [path]
 
 _ASK = "import importlib.metadata as m; print('tqcook:' + m.version('tensorrt_llm'))"
 
@@ -113,6 +114,9 @@ def find(
     if python: start, tools, where = [python], Path(python).parent, 'TQCOOK_TRTLLM_PYTHON'
     elif command: start, tools, where = [*shlex.split(command), 'python3'], None, 'TQCOOK_TRTLLM_COMMAND'
     elif importlib.util.find_spec('tensorrt_llm'): start, tools, where = [sys.executable], Path(sys.executable).parent, 'this environment'
+    elif tool := shutil.which('trtllm-serve'):
+        with open(tool, 'rb') as f: first = f.readline(300).decode(errors='replace')
+        start, tools, where = shlex.split(first.removeprefix('#!')) if first.startswith('#!') else ['python3'], Path(tool).parent, tool
     else: return None
     try: r = subprocess.run([*start, '-c', _ASK], capture_output=True, text=True, timeout=timeout)
     except (OSError, subprocess.TimeoutExpired) as e: raise CookError(f'{where} is set to {shlex.join(start)}, which cannot be started: {e}') from None
