@@ -172,10 +172,36 @@ def test_random_damage_never_escapes_as_a_traceback(tmp_path):
             (d/name).write_bytes(b)
             check(d, deep=bool(rng.integers(2)))
         (d/name).write_bytes(good)
-    for key, values in (('quantization', [None, 3, [], 'FP8', {}]), ('producer', [None, 'x', []])):
-        for v in values:
-            (d/'hf_quant_config.json').write_text(json.dumps(json.loads(json.dumps(broken.good('nvfp4')['json']['hf_quant_config.json'])) | {key: v}))
-            check(d, trtllm='1.4.0rc1')
+
+ODD = [None, 0, -1, 1.5, '', 'x', [], {}, True, [None], {'a': 1}, 10**30, float('inf')]
+
+def _places(x, at=()):
+    "Every place inside a JSON value, as a path of keys."
+    for k in (x if isinstance(x, dict) else range(len(x)) if isinstance(x, list) else ()):
+        yield (*at, k)
+        yield from _places(x[k], (*at, k))
+
+@pytest.mark.parametrize('make', [broken.good, broken.of('nvfp4'), broken.of('int4_awq'), broken.sharded, broken.compressed, broken.legacy])
+def test_values_of_any_type_never_escape_as_a_traceback(make, tmp_path, monkeypatch):
+    "One value of one JSON file becomes something else, or goes."
+    import random
+    monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path/'cache'))
+    d, r = broken.write(make(), tmp_path/'c'), random.Random(0)
+    checkpoint.write_passport(d, scheme='fp8', model=dict(name='x'), calibration=dict(samples=1), parallel=dict(tp=1))
+    for f in [p for p in d.iterdir() if p.suffix == '.json']:
+        good = f.read_text()
+        for i in range(25):
+            x = json.loads(good)
+            *way, last = r.choice(list(_places(x)))
+            inside = x
+            for k in way: inside = inside[k]
+            if i % 5: inside[last] = r.choice(ODD)
+            else: del inside[last]
+            f.write_text(json.dumps(x))
+            str(check(d, device='h100', trtllm=r.choice(['1.0', '1.2.1', '1.4.0rc1']), deep=i % 7 == 0, passport=True))
+            try: checkpoint.model_card(d)
+            except CookError: pass
+        f.write_text(good)
 
 def test_needs_neither_torch_nor_modelopt():
     import subprocess, sys

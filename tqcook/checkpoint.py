@@ -10,7 +10,7 @@ __all__ = ['ITEMSIZE', 'E2M1', 'SEVERITIES', 'RULES', 'MAX_HEADER', 'INDEX', 'SC
            'write_passport', 'read_passport', 'write_evaluation', 'read_evaluation', 'verify', 'verify_or_refuse',
            'model_card', 'write_card']
 
-# %% ../nbs/08_checkpoint.ipynb #d5387111
+# %% ../nbs/08_checkpoint.ipynb #2b109584
 import datetime, json, math, os, re, time
 from dataclasses import dataclass, field, asdict
 from fnmatch import fnmatchcase
@@ -19,8 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from .core import (CookError, Markdown, atomic_write, environment, fmt_bytes, md_table, read_json, sha256,
-                         suggest,
-                         version, write_json)
+                         suggest, version, write_json)
 
 # %% ../nbs/08_checkpoint.ipynb #f6a09c9d
 ITEMSIZE = dict(F64=8, F32=4, F16=2, BF16=2, F8_E4M3=1, F8_E5M2=1, F8_E8M0=1, BOOL=1, C64=8,
@@ -114,7 +113,7 @@ class Findings:
             rows.append([f.severity, f'`{f.code}`', where, f.found, f.consequence, f.remedy])
         return f'**{self.summary}**\n\n' + md_table(rows, ['', 'code', 'where', 'found', 'otherwise', 'what to do'])
 
-# %% ../nbs/08_checkpoint.ipynb #031373bb
+# %% ../nbs/08_checkpoint.ipynb #634f561d
 _AGAIN, _GET = 'export again', 'get the file again and compare its size'
 _BF16, _UNSET = 'quantize the original BF16 model with tqcook', 'the layer stays uninitialised'
 RULES = {  # code: (severity, expected, consequence, remedy)
@@ -178,6 +177,7 @@ RULES = {  # code: (severity, expected, consequence, remedy)
     'not-quantized': ('note', '', '', 'quantize it: tqcook run fp8 -p model=DIR'),
     'no-quant-config': ('error', 'hf_quant_config.json', 'the loader takes the bytes for plain weights', _AGAIN),
     'quant-config-json': ('error', 'a JSON object', 'TensorRT-LLM stops', _AGAIN),
+    'quant-config-type': ('error', 'a value of the right type', 'TensorRT-LLM stops', _AGAIN),
     'quant-config-form': ('error', 'everything under the key "quantization"', 'KeyError in TensorRT-LLM 1.0 to 1.2',
         'nest it: {"producer": ..., "quantization": {...}}'),
     'quant-algo-missing': ('error', '', 'ValueError: Pre-quantized checkpoint must have quant_algo', _AGAIN),
@@ -394,7 +394,10 @@ def _tensors_of(head, name, base, size):
     if base + at != size: _bad('header-offsets', f'{size - base - at} bytes after the last tensor', file=name)
     return tensors
 
-# %% ../nbs/08_checkpoint.ipynb #1d3031d5
+# %% ../nbs/08_checkpoint.ipynb #09daea5f
+def _dict(x): return x if isinstance(x, dict) else {}  # files come from elsewhere: any value may be of any type
+def _list(x): return x if isinstance(x, list) else []
+
 def _json(path, code):
     "A JSON object, or BadCheckpoint with that code."
     try: x = json.loads(path.read_text(encoding='utf-8'))
@@ -462,21 +465,24 @@ def _check_index(index, tensors, names):
         if k not in where and t.file in where.values():
             yield _f('index-unlisted', f'in {t.file}, not in the index', file=INDEX, tensor=k)
 
-# %% ../nbs/08_checkpoint.ipynb #f551b042
+# %% ../nbs/08_checkpoint.ipynb #1552db9d
 # TensorRT-LLM's quant_algo -> scheme
 SCHEME_OF = dict(FP8='fp8', FP8_PER_CHANNEL_PER_TOKEN='fp8_rowwise', FP8_BLOCK_SCALES='fp8_block', W8A16='int8_wo',
                  W8A8_SQ_PER_CHANNEL='int8_sq', W4A16_AWQ='int4_awq', NVFP4='nvfp4', NVFP4_AWQ='nvfp4')
 
 def canonical_algo(algo):
     "TensorRT-LLM reads ModelOpt's `fp8_pb_wo` as FP8_BLOCK_SCALES; other names pass unchanged."
-    return 'FP8_BLOCK_SCALES' if algo == 'fp8_pb_wo' else algo
+    return 'FP8_BLOCK_SCALES' if algo == 'fp8_pb_wo' else algo if isinstance(algo, str) else None
 
 def _compressed(q):
     "What 1.2 makes of compressed-tensors, reading group_0 alone and no type -> (algo, weights, activations)."
-    g = (q.get('config_groups') or {}).get('group_0') or {}
-    w, a = g.get('weights') or {}, g.get('input_activations') or {}
-    algo = {(8, 'channel', 'token'): 'FP8_PER_CHANNEL_PER_TOKEN', (8, 'block', 'group'): 'FP8_BLOCK_SCALES'}
-    return algo.get((w.get('num_bits'), w.get('strategy'), a.get('strategy'))), w, a
+    g = _dict(_dict(q.get('config_groups')).get('group_0'))
+    w, a = _dict(g.get('weights')), _dict(g.get('input_activations'))
+    algos = {'8 channel token': 'FP8_PER_CHANNEL_PER_TOKEN', '8 block group': 'FP8_BLOCK_SCALES'}
+    return algos.get(f"{w.get('num_bits')} {w.get('strategy')} {a.get('strategy')}"), w, a
+
+_TYPES = dict(quant_algo=(str, type(None)), kv_cache_quant_algo=(str, type(None)), group_size=(int, type(None)),
+              quantized_layers=(dict, type(None)))  # of the quantization config
 
 def _inline(config):
     "config.json's `quantization_config` in the words of hf_quant_config.json; {} for what cannot be said in them."
@@ -489,7 +495,7 @@ def _inline(config):
     if method == 'compressed-tensors': return dict(quant_algo=_compressed(q)[0], **rest)
     return q | rest if 'quant_algo' in q else {}
 
-# %% ../nbs/08_checkpoint.ipynb #d6411f5e
+# %% ../nbs/08_checkpoint.ipynb #9574b080
 @dataclass
 class Checkpoint:
     "A checkpoint directory: headers and configs in memory, weights on disk."
@@ -543,6 +549,9 @@ class Checkpoint:
         if quant.get('quant_algo') == 'MIXED_PRECISION' and (root/'quant_cfg.json').exists():
             quant = quant | _json(root/'quant_cfg.json', 'quant-config-json')
         tensors, found = _shards(root, names)
+        for k in [k for k, types in _TYPES.items() if not isinstance(quant.get(k), types)]:
+            found.append(_f('quant-config-type', f'{k} is {json.dumps(quant[k])[:60]}', file=source))
+            quant = {x: v for x, v in quant.items() if x != k}
         modules = {}
         for k, t in tensors.items(): modules.setdefault(k.rpartition('.')[0], {})[k.rpartition('.')[2]] = t
         return cls(path, layout, config, quant, tensors, modules, source), found
@@ -550,8 +559,7 @@ class Checkpoint:
     @property
     def algo(self):
         "TensorRT-LLM's quant_algo, or None."
-        a = self.quant.get('quant_algo')
-        return canonical_algo(a) if isinstance(a, str) else None
+        return canonical_algo(self.quant.get('quant_algo'))
     @property
     def scheme(self):
         "tqcook's name of the scheme, or None."
@@ -634,7 +642,7 @@ def layer_spec(algo: str,        # quant_algo
             'W8A8_SQ_PER_CHANNEL': dict(weight=i8, weight_scale=per_row, input_scale=scalar,
                                         pre_quant_scale=smooth)}.get(algo, {})
 
-# %% ../nbs/08_checkpoint.ipynb #908ad5e4
+# %% ../nbs/08_checkpoint.ipynb #35c36ad1
 _LLAMA_LIKE = ('llama', 'mistral', 'qwen2', 'qwen3', 'gemma', 'gemma2', 'gemma3_text', 'phi3')
 
 def expected_shapes(config: dict,  # config.json
@@ -645,7 +653,7 @@ def expected_shapes(config: dict,  # config.json
         h, f, n, layers, v = (int(config[k]) for k in ('hidden_size', 'intermediate_size', 'num_attention_heads',
                                                        'num_hidden_layers', 'vocab_size'))
         kv, d = int(get('num_key_value_heads') or n), int(get('head_dim') or h // n)
-    except (KeyError, TypeError, ValueError, ZeroDivisionError): return {}
+    except (KeyError, TypeError, ValueError, ArithmeticError): return {}
     if kind not in _LLAMA_LIKE or layers > 10_000: return {}
     per = {'self_attn.o_proj': (h, n * d), 'mlp.down_proj': (h, f)}
     if kind == 'phi3': per |= {'self_attn.qkv_proj': ((n + 2 * kv) * d, h), 'mlp.gate_up_proj': (2 * f, h)}
@@ -653,15 +661,15 @@ def expected_shapes(config: dict,  # config.json
                   'mlp.gate_proj': (f, h), 'mlp.up_proj': (f, h)}
     return {'model.embed_tokens': (v, h)} | {f'model.layers.{l}.{k}': s for l in range(layers) for k, s in per.items()}
 
-# %% ../nbs/08_checkpoint.ipynb #cc81cc48
+# %% ../nbs/08_checkpoint.ipynb #dec2f643
 _FOREIGN = dict(gptq='GPTQ', awq='AutoAWQ', bitsandbytes='bitsandbytes', hqq='HQQ', quanto='Quanto', aqlm='AQLM',
                 torchao='torchao', eetq='EETQ')
 
 def _method(c):
     "quant_method of config.json; older bitsandbytes configs do not name it."
-    q = c.config.get('quantization_config')
-    if not isinstance(q, dict): return None
-    return q.get('quant_method') or ('bitsandbytes' if 'load_in_4bit' in q or 'load_in_8bit' in q else None)
+    q = _dict(c.config.get('quantization_config'))
+    method = q.get('quant_method') or ('bitsandbytes' if 'load_in_4bit' in q or 'load_in_8bit' in q else None)
+    return str(method) if method else None
 
 def _check_form(c, v):
     "Where the quantization config stands, and whether this version reads it there."
@@ -700,7 +708,7 @@ def _check_algo(c, v):
     if not algo: yield _f('quant-algo-missing', 'no quant_algo', **at); return
     if c.algo in ALGOS_LATER and c.algo not in known:
         line = '.'.join(map(str, ALGOS_LATER[c.algo]))
-        yield _f('quant-algo-version', f'quant_algo {algo}, which came with {line}', **at)
+        yield _f('quant-algo-version', f'quant_algo {algo}, first seen in {line}', **at)
     elif c.algo not in known:
         yield _f('quant-algo-unknown', f'quant_algo {algo!r}' + suggest(str(algo), sorted(known)), **at)
     if kv not in (*KV_ALGOS, None, '', 'none', 'null'): yield _f('kv-algo-unknown', f'kv_cache_quant_algo {kv!r}', **at)
@@ -727,18 +735,18 @@ def _check_compressed(q, v):
     how = f"{w.get('num_bits')}-bit {w.get('type')} weights by {w.get('strategy')}, activations by {a.get('strategy')}"
     if algo and 'int' in (w.get('type'), a.get('type')): yield _f('ct-int8-as-fp8', how, **cfg)
     elif not algo: yield _f('ct-strategy', how, **cfg)
-    n = len(q.get('config_groups') or {})
+    n = len(_dict(q.get('config_groups')))
     if n > 1 and v < (1, 4): yield _f('ct-groups', f'{n} groups', **cfg)
-    for p in q.get('ignore') or []:
+    for p in _list(q.get('ignore')):
         if str(p).startswith('re:'): yield _f('exclude-regex', f'ignore holds the regular expression {p!r}', **cfg)
 
-# %% ../nbs/08_checkpoint.ipynb #8af4fa0d
+# %% ../nbs/08_checkpoint.ipynb #34bb0779
 # tokenizer classes unknown to transformers 4
 _CLASSES_V5 = ('TokenizersBackend', 'SentencePieceBackend', 'PythonBackend')
 
 def _rope(config):
     "rope_parameters of transformers 5 in the words of transformers 4; {} if there are none."
-    p = config.get('rope_parameters') or {}
+    p = _dict(config.get('rope_parameters'))
     local, p = p.get('sliding_attention'), p.get('full_attention', p)  # Gemma 3 keeps one set per kind of layer
     if not isinstance(p, dict) or 'rope_theta' not in p: return {}
     rest = {k: x for k, x in p.items() if k != 'rope_theta'}
@@ -793,7 +801,7 @@ def make_portable(path,   # a checkpoint directory
         put('tokenizer_config.json', old, new)
     return changed
 
-# %% ../nbs/08_checkpoint.ipynb #ec8498fd
+# %% ../nbs/08_checkpoint.ipynb #8e5fd012
 def _linears(c):
     "{module: leaves} of the 2-D weights inside decoder layers, routers excepted."
     return {m: t for m, t in c.modules.items() if 'weight' in t and len(t['weight'].shape) == 2
@@ -802,9 +810,12 @@ def _linears(c):
 def _entry(c, m):
     "The part of the quantization config that speaks about a module."
     if c.algo != 'MIXED_PRECISION': return c.quant
-    layers = c.quant.get('quantized_layers')
-    e = layers.get(m) if isinstance(layers, dict) else None
-    return e if isinstance(e, dict) else {}
+    return _dict(_dict(c.quant.get('quantized_layers')).get(m))
+
+def _group(c, m):
+    "Group size of a module, as its loader takes it."
+    g = _entry(c, m).get('group_size')
+    return g if isinstance(g, int) and g > 0 else _GROUP.get(_algo_of(c, m), 128)
 
 def _algo_of(c, m):
     "The quant_algo that the loader uses for a module; None for the model's own precision."
@@ -840,7 +851,7 @@ def _check_linears(c):
 
 def _check_layer(c, m, t, algo, o, i):
     "One quantized linear of [o, i] against its specification."
-    g, at = _entry(c, m).get('group_size') or _GROUP.get(algo, 128), dict(file=t['weight'].file)
+    g, at = _group(c, m), dict(file=t['weight'].file)
     if algo.startswith(('W4A16_AWQ', 'W4A8_AWQ', 'NVFP4')) and i % g:
         yield _f('group-divides', f'{i} input features', expected=f'a multiple of the group size {g}', tensor=m, **at)
     if algo.startswith('FP8') and (o % 16 or i % 16): yield _f('dim-16', f'a layer of [{o}, {i}]', tensor=m, **at)
@@ -1001,7 +1012,7 @@ def _check_weights(c):
         if full and not bad and t.size > 256 and largest < full / 2:
             yield _f('scale-loose', f'the largest code is {largest:g}', expected=f'{full}', file=t.file, tensor=k)
 
-# %% ../nbs/08_checkpoint.ipynb #1da840e0
+# %% ../nbs/08_checkpoint.ipynb #209cbd45
 def _check_support(c, trtllm, backend, sm, name):
     "Whether this version, backend and GPU run the algorithms at all."
     algos = {_algo_of(c, m) for m in _linears(c)} if c.algo == 'MIXED_PRECISION' else {c.algo}
@@ -1037,7 +1048,8 @@ def _check_algo_support(c, algo, trtllm, backend, sm, name):
 
 def _check_legacy(c, backend):
     "The layout of trtllm-build: one file per rank, its own tensor names."
-    n, at = (c.config.get('mapping') or {}).get('world_size', 1), dict(file='config.json')
+    n, at = _dict(c.config.get('mapping')).get('world_size', 1), dict(file='config.json')
+    if not isinstance(n, int) or not 0 < n < 10_000: yield _f('config-json', f'world_size {n}', **at); return
     gone = [f'rank{r}.safetensors' for r in range(n) if not (Path(c.path)/f'rank{r}.safetensors').exists()]
     if gone: yield _f('rank-missing', f'{len(gone)} of {n} ranks are not here', file=gone[0])
     if backend == 'pytorch':
@@ -1122,14 +1134,14 @@ CHECK_SCHEMA = {'$schema': 'https://json-schema.org/draft/2020-12/schema', 'titl
     findings=dict(type='array', items=_finding), required=['schema', 'path', 'ok', 'kv', 'trtllm', 'backend', 'deep',
                                                            'seconds', 'counts', 'findings'])
 
-# %% ../nbs/08_checkpoint.ipynb #e3c07a49
+# %% ../nbs/08_checkpoint.ipynb #b1f20376
 def dequantize(c: Checkpoint,
                module: str,      # name of a linear layer
               ) -> np.ndarray:   # float32 [out, in]
     "The weight that a layer's stored numbers stand for (an AWQ or SmoothQuant input scale is not undone)."
     t = c.modules.get(module, {})
     if 'weight' not in t: raise CookError(f'{c.path}: no layer {module!r}' + suggest(module, c.modules))
-    w, algo, g = c.array(f'{module}.weight'), _algo_of(c, module), _entry(c, module).get('group_size') or 128
+    w, algo, g = c.array(f'{module}.weight'), _algo_of(c, module), _group(c, module)
     scale = next((f'{module}.{s}' for s in ('weight_scale', 'weight_scale_inv') if s in t), None)
     if scale is None or t['weight'].dtype not in _QUANTIZED: return w.astype(np.float32)
     s = c.array(scale).astype(np.float32)
@@ -1263,14 +1275,16 @@ def write_passport(path,               # finished directory: a checkpoint, or an
     write_json(d/PASSPORT, p)
     return p
 
-# %% ../nbs/08_checkpoint.ipynb #9907ebc8
+# %% ../nbs/08_checkpoint.ipynb #108505d7
 def read_passport(path) -> Passport:
     "The passport of a directory; raises BadCheckpoint when it is damaged."
     p = Passport(_json(Path(path)/PASSPORT, 'passport-json'))
     files = p.get('files')
-    def entry(n, f): return isinstance(f, dict) and {'bytes', 'mtime_ns',
-                                                     'sha256'} <= f.keys() and os.path.basename(n) == n
+    def entry(n, f):
+        numbers = isinstance(f, dict) and all(type(f.get(k)) is int for k in ('bytes', 'mtime_ns'))
+        return numbers and isinstance(f.get('sha256'), str) and os.path.basename(n) == n
     known = p.get('schema') == 1 and p.get('kind') in ('checkpoint', 'engine') and isinstance(p.checksum, str)
+    if p.get('kind') == 'engine': known = known and {'name', 'sm'} <= set(_dict(p.get('device')))
     if not known or not isinstance(files, dict) or not all(entry(n, f) for n, f in files.items()):
         _bad('passport-json', f"schema {p.get('schema')}, kind {p.get('kind')}, or its list of files is damaged",
              file=PASSPORT)
@@ -1297,7 +1311,7 @@ def _verify_evaluation(d, p):
     if e and (other := e.get('passport')) != p.checksum:
         yield _f('evaluation-other', f'made for passport {str(other)[:12]}...', file=EVALUATION)
 
-# %% ../nbs/08_checkpoint.ipynb #b6d06571
+# %% ../nbs/08_checkpoint.ipynb #fa0d044e
 def verify(path,          # directory with or without a passport
            deep=False,    # hash every byte, whatever the size
            device=None,   # for an engine: the GPU to run on; None detects it, 'none' leaves the question out
@@ -1367,14 +1381,14 @@ def _verify_engine(d, p, device):
     from tqcook import device as devices
     if isinstance(device, str): here = devices.lookup(device)
     else: here = devices.detect('auto') if device is None else device
-    made, par = p['device'], p.get('parallel') or {}
+    made, par = p['device'], _dict(p.get('parallel'))
     sms = made['sm'] if isinstance(made['sm'], list) else [made['sm']]
     built = f"built for {made['name']} (sm{', sm'.join(map(str, sms))})"
     if here.kind != 'cuda': yield _f('engine-no-gpu', f'{built}; there is no GPU here')
     elif here.sm not in sms: yield _f('engine-other-sm', f'{built}, this is {here.name} (sm{here.sm})')
     elif here.name != made['name']:
         yield _f('engine-other-gpu', f'{built}, this is {here.name}, of the same architecture')
-    versions = p.get('versions') or {}
+    versions = _dict(p.get('versions'))
     for k, dist in dict(tensorrt='tensorrt', tensorrt_rtx='tensorrt-rtx-cu13', tensorrt_llm='tensorrt-llm').items():
         was, now = versions.get(k), version(dist)
         if was and now and was != now: yield _f('engine-version', f'{k} {was} built it, {now} is installed')
@@ -1391,7 +1405,7 @@ def verify_or_refuse(path, deep=False, device=None) -> Findings:
         raise CookError(f'{where}: {f.found}{expected}; {f.consequence}; {f.remedy}')
     return found
 
-# %% ../nbs/08_checkpoint.ipynb #f7fdbbbd
+# %% ../nbs/08_checkpoint.ipynb #87e0d238
 _QUALITY = (('perplexity before', 'ppl_base', '{:.4g}'), ('perplexity after', 'ppl_quant', '{:.4g}'),
             ('ratio', 'ppl_ratio', '{:.5f}'), ('mean KL divergence, nats per token', 'kld_mean', '{:.3g}'),
             ('same most likely token', 'top1_agreement', '{:.2%}'))
@@ -1414,14 +1428,14 @@ def model_card(path,           # checkpoint directory, with its passport and, if
     d = Path(path)
     c, e = Checkpoint.open(d), read_evaluation(d)
     p = read_passport(d) if (d/PASSPORT).exists() else Passport()
-    model, title = p.get('model') or {}, schemes.SCHEMES[c.scheme].title if c.scheme else c.algo or 'not quantized'
+    model, title = _dict(p.get('model')), schemes.SCHEMES[c.scheme].title if c.scheme else c.algo or 'not quantized'
     base = base or model.get('hub') or ''
-    name = (base or model.get('name') or p.get('source') or d.resolve().name).split('/')[-1]
+    name = str(base or model.get('name') or d.resolve().name).split('/')[-1]
     out = [*_front(c, base, license), f'# {name}, {title}', '']
     if model.get('weights') == 'random':
         out += ['**Random weights**, to measure size and speed; its text means nothing.', '']
     out += [_facts(c, p, base or name, title), '', '## Quality', '']
-    q = e.get('quality') or {}
+    q = _dict(e.get('quality'))
     if rows := _quality_rows(q):
         on = ', '.join(f'{k} {q[k]}' for k in ('source', 'scored', 'windows', 'context', 'policy')
                        if q.get(k) is not None)
@@ -1441,7 +1455,7 @@ def _front(c, base, license):
 
 def _facts(c, p, base, title):
     "What the directory is, from its headers and its passport."
-    def plain(d): return ', '.join(f'{k} {v}' for k, v in (d or {}).items()
+    def plain(d): return ', '.join(f'{k} {v}' for k, v in _dict(d).items()
                                    if not isinstance(v, (dict, list, type(None))))
     rows = [['base model', base], ['format', f'{title} (`{c.algo}`), KV cache {c.kv}'],
             ['calibration', plain(p.get('calibration'))],
