@@ -453,7 +453,7 @@ def inject_outliers(
     if not err < .05: raise CookError(f'injecting outliers changed what {type(model).__name__} computes (logits by {err:.1%}): something besides linear layers reads its normalizations')
     return dataclasses.replace(loaded, model=model, name=f'{loaded.name} + outliers (injected: {len(ch)} of {width} channels, x{factor})', notes=loaded.notes | dict(injected=dict(channels=ch.tolist(), factor=factor, logits_changed=err)))
 
-# %% ../nbs/07_quantize.ipynb #930faef5
+# %% ../nbs/07_quantize.ipynb #c347424c
 LAYOUTS = ('hf', 'trtllm_legacy')
 
 def export(
@@ -477,7 +477,7 @@ def export(
         try:
             (_write_hf if layout == 'hf' else _write_legacy)(quantized, tmp, tp)
             if ld.tokenizer is not None: ld.tokenizer.save_pretrained(tmp)
-            if layout == 'hf': _portable(tmp)
+            _portable(tmp, model.config)
             _describe(quantized, tmp, layout, about)
         finally:
             ld.kind = 'exported' # not 'fake_quant' any more
@@ -491,12 +491,14 @@ def _write_hf(quantized, out, tp):
     if quantized.scheme == 'fp8_block': _squeeze_scales(out)
 
 def _squeeze_scales(out: Path):
-    "ModelOpt 0.47 writes block scales as [rows, 1, columns, 1] where TensorRT-LLM reads [rows, columns]."
+    "ModelOpt 0.47 writes block scales as [rows, 1, columns, 1], or without dimensions for a single block, where TensorRT-LLM reads [rows, columns]."
     from safetensors import safe_open
     from safetensors.torch import save_file
     for f in sorted(out.glob('*.safetensors')):
         with safe_open(f, 'pt') as h: meta, t = h.metadata(), {k: h.get_tensor(k) for k in h.keys()}
-        t = {k: v[:, 0, :, 0].contiguous() if k.endswith('weight_scale') and v.ndim == 4 else v for k, v in t.items()}
+        for k in t:
+            w = t.get(k.removesuffix('_scale'))
+            if k.endswith('.weight_scale') and w is not None: t[k] = t[k].reshape(-(-w.shape[0] // 128), -(-w.shape[1] // 128)).contiguous()
         save_file(t, f, metadata=meta)
 
 def _write_legacy(quantized, out, tp):
@@ -508,10 +510,10 @@ def _write_legacy(quantized, out, tp):
     except (AssertionError, NotImplementedError, KeyError, AttributeError, ValueError) as e:
         raise CookError(f"ModelOpt cannot write the legacy checkpoint of {type(model).__name__} ({type(e).__name__}: {str(e).splitlines()[0] if str(e) else 'no reason given'}); take layout 'hf'") from e
 
-def _portable(out):
+def _portable(out, config):
     "TensorRT-LLM 1.2 reads configs with transformers 4: add the older names (before the passport is written)."
     from tqcook import checkpoint
-    checkpoint.make_portable(out)
+    checkpoint.make_portable(out, config.to_dict())
 
 def _class_name(model): # the transformers class, below what ModelOpt made of it
     return next(c.__name__ for c in type(model).__mro__ if c.__module__.startswith('transformers.'))
@@ -525,7 +527,6 @@ def _describe(q, out, layout, model):
     from tqcook import checkpoint
     keep = 'algorithm samples tokens source sha256 saturation_max measured_on converged_at_samples leak_share'.split()
     cal = {k: v for k, v in q.report.to_dict().items() if k in keep} | (dict(alpha=q.alpha) if q.scheme == 'int8_sq' else {})
-    if layout == 'hf': checkpoint.make_portable(out) # before it is hashed: names that TensorRT-LLM 1.2's transformers 4 reads
     checkpoint.write_passport(out, scheme=q.scheme, kv=q.kv, model=model, calibration=cal)
     card = str(checkpoint.model_card(out)) if layout == 'hf' else _legacy_card(q)
     if 'injected' in q.loaded.notes: card += f'\nThis model has injected activation outliers: {q.loaded.notes["injected"]}.\n'

@@ -1,0 +1,304 @@
+"""Quantizing against plain ModelOpt, exporting, and everything that must be refused."""
+import copy
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tqcook import data, models, quantize
+from tqcook.core import CookError
+
+PLAIN = dict(fp8='FP8_DEFAULT_CFG', int8_sq='INT8_SMOOTHQUANT_CFG', int8_wo='INT8_WEIGHT_ONLY_CFG', fp8_rowwise='FP8_PER_CHANNEL_PER_TOKEN_CFG')
+
+
+def text(n=8, length=48, seed=0):
+    rng = np.random.default_rng(seed)
+    return SimpleNamespace(windows=[rng.integers(0, 4096, length) for _ in range(n)])
+
+
+@pytest.fixture(scope='module')
+def llama(): return models.tiny('llama')
+
+
+def plain(loaded, scheme, corpus):
+    "ModelOpt as its documentation has it."
+    import modelopt.torch.quantization as mtq
+    m = copy.deepcopy(loaded.model)
+    with quantize._quiet(): return mtq.quantize(m, getattr(mtq, PLAIN[scheme]), lambda m: [m(torch.from_numpy(w)[None]) for w in corpus.windows])
+
+
+def ranges(model): return {n: (q._amax.float(), q._amax.dtype) for n, q in model.named_modules() if hasattr(q, '_amax')}
+
+
+def same_ranges(a, b, ulps=2):
+    "Weights equal, activations within `ulps` BF16 units in the last place; the names that differ."
+    bad = []
+    for n in a.keys() | b.keys():
+        if n not in a or n not in b or a[n][0].shape != b[n][0].shape or a[n][1] != b[n][1]: bad.append(n); continue
+        x, y = a[n][0], b[n][0]
+        ulp = 2. ** (torch.floor(torch.log2(y.clamp(min=1e-30))) - 7)
+        if not (torch.equal(x, y) if 'weight_quantizer' in n else bool(((x - y).abs() <= ulps * ulp).all())): bad.append(n)
+    return bad
+
+
+@pytest.mark.parametrize('arch', ['llama', 'qwen2', 'phi3', 'mixtral', 'gemma2'])
+def test_fp8_ranges_are_those_of_plain_modelopt(arch):
+    m, c = models.tiny(arch), text()
+    a, b = ranges(quantize.quantize(m, c, 'fp8', progress=False).loaded.model), ranges(plain(m, 'fp8', c))
+    assert len(a) > 10 and not same_ranges(a, b)
+    other = ranges(plain(m, 'fp8', text(2, 8, seed=4)))  # negative control: another text gives other ranges
+    assert same_ranges(a, other)
+
+
+@pytest.mark.parametrize('scheme', ['fp8', 'int8_wo', 'fp8_rowwise'])
+def test_the_exported_file_is_the_one_plain_modelopt_writes(llama, scheme, tmp_path):
+    from modelopt.torch.export import export_hf_checkpoint
+    c = text()
+    out = quantize.export(quantize.quantize(llama, c, scheme, progress=False), tmp_path/'ours')
+    with quantize._quiet(): export_hf_checkpoint(plain(llama, scheme, c), export_dir=tmp_path/'theirs')
+    a, b = load_file(out/'model.safetensors'), load_file(tmp_path/'theirs'/'model.safetensors')
+    assert a.keys() == b.keys()
+    for n in a:
+        if n.endswith('input_scale'): assert abs(float(a[n]) / float(b[n]) - 1) < 2 * 2.**-7
+        else: assert a[n].dtype == b[n].dtype and torch.equal(a[n].float(), b[n].float()), n
+    qa, qb = (json.loads((d/'hf_quant_config.json').read_text()) for d in (out, tmp_path/'theirs'))
+    assert qa['quantization'] == qb['quantization']
+
+
+def test_smoothquant_is_scored_as_it_will_be_written(llama, tmp_path):
+    q = quantize.quantize(llama, text(16), 'int8_sq', alpha=.5, progress=False)
+    m, layer = q.loaded.model, q.loaded.model.model.layers[0]
+    factors = [getattr(layer.self_attn, n).input_quantizer.pre_quant_scale for n in ('q_proj', 'k_proj', 'v_proj')]
+    assert torch.equal(factors[0], factors[1]) and torch.equal(factors[0], factors[2])
+    simulated = {n: (x.weight_quantizer(x.weight).float(), x.input_quantizer._amax.float(), x.input_quantizer.pre_quant_scale.float()) for n, x in models.linears(m).items()}
+    t = load_file(quantize.export(q, tmp_path/'sq')/'model.safetensors')
+    for n, (w, amax, pre) in simulated.items():
+        step = t[f'{n}.weight_scale'][:, None].float()
+        off = (t[f'{n}.weight'].float() - w / step).abs()  # export divides where the simulation multiplies: ties fall to either side
+        assert off.max() < 1.3 and (off > .6).float().mean() < 2e-3, n
+        assert float(t[f'{n}.input_scale']) == pytest.approx(float(amax) / 127, rel=1e-6)
+        assert torch.equal(t[f'{n}.pre_quant_scale'].float(), pre)
+    unfused = plain(llama, 'int8_sq', text(16))  # negative control: ModelOpt leaves them different until it exports
+    u = [getattr(unfused.model.layers[0].self_attn, n).input_quantizer.pre_quant_scale for n in ('q_proj', 'k_proj', 'v_proj')]
+    half = quantize.quantize(llama, text(16), 'int8_sq', alpha=1., progress=False)
+    assert not torch.equal(factors[0], half.loaded.model.model.layers[0].self_attn.q_proj.input_quantizer.pre_quant_scale)
+    assert all(x is not None for x in u)
+
+
+def test_fake_quantization_needs_no_compiled_extension(llama, monkeypatch):
+    from modelopt.torch.quantization import extensions
+    def never(*a, **kw): raise AssertionError('a CUDA extension would be compiled')
+    for f in ('get_cuda_ext', 'get_cuda_ext_fp8', 'get_cuda_ext_mx'): monkeypatch.setattr(extensions, f, never)
+    import modelopt.torch.quantization.tensor_quant as tq
+    for f in ('get_cuda_ext', 'get_cuda_ext_fp8', 'get_cuda_ext_mx', 'fake_quant_impl', 'scaled_e4m3_impl'): monkeypatch.setattr(tq, f, never)
+    for s in ('fp8', 'int8_sq', 'int8_wo', 'fp8_rowwise', 'fp8_block', 'int4_awq'):
+        q = quantize.quantize(llama, text(2), s, kv='fp8', progress=False)
+        with torch.no_grad(): assert torch.isfinite(q.loaded.model(torch.zeros(1, 8, dtype=torch.long)).logits).all()
+
+
+def test_the_callers_model_is_left_alone_unless_asked(llama):
+    before = {n: p.clone() for n, p in llama.model.named_parameters()}
+    q = quantize.quantize(llama, text(2), 'int8_sq', progress=False)
+    assert llama.kind == 'hf' and q.loaded.kind == 'fake_quant' and q.loaded.scheme == 'int8_sq'
+    assert all(torch.equal(p, before[n]) for n, p in llama.model.named_parameters()) and not any('quantizer' in n for n, _ in llama.model.named_modules())
+    m = models.tiny('llama')
+    q = quantize.quantize(m, text(2), 'fp8', copy=False, progress=False)
+    assert q.loaded.model is m.model and m.kind == 'fake_quant'
+    with pytest.raises(CookError, match='fake_quant'): quantize.quantize(m, text(2), 'fp8', progress=False)
+
+
+def test_layer_norms_are_not_quantized():
+    for arch in ('gpt2', 'opt'):
+        q = quantize.quantize(models.tiny(arch), text(2), 'fp8', progress=False)
+        assert not any('ln_' in s.module or 'norm' in s.module for s in q.report.stats) and q.modules == len(models.linears(q.loaded.model))
+
+
+def test_exclude_leaves_layers_in_bf16(llama, tmp_path):
+    q = quantize.quantize(llama, text(2), 'fp8', exclude=['*.down_proj', 'model.layers.0'], progress=False)
+    assert q.modules == 6
+    out = quantize.export(q, tmp_path/'x')
+    t = load_file(out/'model.safetensors')
+    assert {n for n, v in t.items() if v.dtype == torch.float8_e4m3fn} == {f'model.layers.1.{n}.weight' for n in
+        ('self_attn.q_proj', 'self_attn.k_proj', 'self_attn.v_proj', 'self_attn.o_proj', 'mlp.gate_proj', 'mlp.up_proj')}
+    assert any('layers.0' in e for e in json.loads((out/'hf_quant_config.json').read_text())['quantization']['exclude_modules'])
+
+
+@pytest.mark.parametrize('algorithm', ['percentile', 'mse', 'entropy'])
+def test_rules_reach_the_quantizers(llama, algorithm):
+    c = text(16)
+    top, low = (quantize.quantize(llama, c, 'int8_sq', alpha='off', algorithm=a, percentile=99., progress=False) for a in ('max', algorithm))
+    a, b = ({s.module: s.amax for s in q.report.inputs()} for q in (top, low))
+    assert all(b[n] <= a[n] for n in a) and any(b[n] < .9 * a[n] for n in a)
+    if algorithm == 'percentile': assert .002 < max(s.saturation for s in low.report.inputs()) < .05
+
+
+def test_alpha_sweep_runs_the_text_once_and_shows_the_default(monkeypatch):
+    m = models.load('demo')
+    cal = data.calibration('code-train', m.tokenizer, 6, 64)
+    judge = data.corpus('code', m.tokenizer, 64, max_windows=4)
+    runs = []
+    real = quantize._observe
+    monkeypatch.setattr(quantize, '_observe', lambda *a: (runs.append(a[4]), real(*a))[1])
+    s = quantize.sweep_alpha(m, cal, judge, alphas=[.5], progress=False)
+    assert runs.count(True) == 1 and len(runs) == 2  # once channel by channel, and once for the row without smoothing
+    assert [(r['alpha'], r['granularity']) for r in s.rows] == [(.5, 'tensor'), (1., 'tensor'), ('off', 'tensor'), (s.alpha, 'token')]
+    assert s.row(1.)['difference'].value == 0 and s.row(s.alpha)['kld'].value == min(s.row(a)['kld'].value for a in (.5, 1.))
+    assert json.dumps(s.to_dict()) and 'default' in s._repr_markdown_() and s.plot().axes
+    fresh = quantize.quantize(m, cal, 'int8_sq', alpha=.5, progress=False)
+    cached = quantize.quantize(m, cal, 'int8_sq', alpha=.5, ranges=s.ranges, progress=False)
+    assert not same_ranges(ranges(fresh.loaded.model), ranges(cached.loaded.model), 0)
+
+
+@pytest.mark.parametrize('arch, exact', [('llama', True), ('qwen3', True), ('phi3', True), ('opt', True), ('gpt2', True), ('gemma2', False), ('gemma3', False)])
+def test_injected_outliers_change_nothing_that_is_computed(arch, exact):
+    m = models.tiny(arch)
+    w = quantize.inject_outliers(m)
+    ids = torch.arange(40)[None]
+    with torch.no_grad(): a, b = m.model(ids).logits, w.model(ids).logits
+    assert torch.equal(a, b) if exact else (a - b).float().norm() / a.float().norm() < .03
+    q, r = (quantize.quantize(x, text(2), 'int8_sq', alpha='off', progress=False).report for x in (m, w))
+    assert max(s.amax for s in r.inputs()) > 8 * max(s.amax for s in q.inputs())
+    assert 'injected' in w.name and w.notes['injected']['factor'] == 64
+
+
+def test_smoothing_repairs_what_outliers_break():
+    from tqcook import perplexity
+    m = quantize.inject_outliers(models.load('demo'))
+    cal, ev = data.calibration('code-train', m.tokenizer, 12, 128), data.corpus('code', m.tokenizer, 128, max_windows=6)
+    kld = lambda **kw: perplexity.compare(m, quantize.quantize(m, cal, progress=False, **kw).loaded, ev, noise_floor=False, progress=False).stats['kld_mean'].value
+    broken, repaired = kld(scheme='int8_sq', alpha='off'), kld(scheme='int8_sq', alpha=.7)
+    assert broken > .3 and repaired < .1 * broken
+
+
+# --- exporting --------------------------------------------------------------------------------------------------------------
+
+def test_export_is_whole_or_absent(llama, tmp_path, monkeypatch):
+    import modelopt.torch.export as mo
+    for error in (KeyboardInterrupt, RuntimeError):
+        q = quantize.quantize(llama, text(2), 'fp8', progress=False)
+        def broken(model, export_dir, **kw):
+            (export_dir/'config.json').write_text('{'); raise error('pulled the plug')
+        monkeypatch.setattr(mo, 'export_hf_checkpoint', broken)
+        with pytest.raises(error): quantize.export(q, tmp_path/'out')
+        assert list(tmp_path.iterdir()) == []
+        with pytest.raises(CookError, match='quantize again'): quantize.export(q, tmp_path/'out')
+        monkeypatch.undo()
+    q = quantize.quantize(llama, text(2), 'fp8', progress=False)
+    assert (quantize.export(q, tmp_path/'out')/'model.safetensors').exists()
+    with pytest.raises(CookError, match='engine.load'): q.loaded.model(torch.zeros(1, 2, dtype=torch.long))
+    assert q.loaded.kind == 'exported'
+
+
+def test_export_into_a_folder_that_cannot_be_written(llama, tmp_path):
+    (tmp_path/'file').write_text('')
+    with pytest.raises(CookError): quantize.export(quantize.quantize(llama, text(2), 'fp8', progress=False), tmp_path/'file'/'out')
+
+
+def test_a_model_that_was_never_saved_exports(tmp_path):
+    m = models.tiny('llama')
+    m.model.config.architectures = None
+    out = quantize.export(quantize.quantize(m, text(2), 'fp8', progress=False), tmp_path/'out')
+    assert json.loads((out/'config.json').read_text())['architectures'] == ['LlamaForCausalLM']
+
+
+@pytest.mark.parametrize('scheme', ['fp8', 'fp8_rowwise', 'fp8_block', 'int8_sq', 'int8_wo', 'int4_awq'])
+def test_every_scheme_writes_what_the_contract_wants(llama, scheme, tmp_path):
+    from tqcook import checkpoint, schemes
+    out = quantize.export(quantize.quantize(llama, text(4), scheme, kv='fp8' if scheme == 'fp8' else 'none', progress=False), tmp_path/scheme)
+    c = checkpoint.Checkpoint.open(out)
+    assert c.scheme == scheme and {'README.md', 'passport.json', 'tokenizer.json', 'hf_quant_config.json'} <= {p.name for p in out.iterdir()}
+    assert c.kv == ('fp8' if scheme == 'fp8' else 'none')
+    errors = [str(f) for f in checkpoint.check(out).errors]
+    assert not errors or scheme == 'int8_sq', errors
+    if scheme == 'fp8_block': assert all(len(t.shape) == 2 for n, t in c.tensors.items() if n.endswith('weight_scale'))
+    assert checkpoint.verify(out).ok
+    assert 'Random weights' in (out/'README.md').read_text()
+
+
+@pytest.mark.parametrize('arch', ['llama', 'qwen2'])
+def test_legacy_layout(arch, tmp_path):
+    q = quantize.quantize(models.tiny(arch), text(4), 'int8_sq', alpha=.5, progress=False)
+    out = quantize.export(q, tmp_path/'legacy', layout='trtllm_legacy')
+    c = json.loads((out/'config.json').read_text())
+    assert c['quantization']['quant_algo'] == 'W8A8_SQ_PER_CHANNEL' and c['mapping']['world_size'] == 1
+    t = load_file(out/'rank0.safetensors')
+    assert t['transformer.layers.0.attention.qkv.weight'].dtype == torch.int8 and t['transformer.layers.1.mlp.proj.prequant_scaling_factor'].shape == (256,)
+
+
+# --- refusals --------------------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize('kw, said', [
+    (dict(scheme='fp9'), r"no scheme named 'fp9' \(did you mean 'fp8'"),
+    (dict(algorithm='maximum'), r"did you mean 'max'"),
+    (dict(kv='int8'), 'none, fp8'),
+    (dict(scheme='nvfp4'), 'CPU.*NVIDIA GPU'),
+    (dict(alpha=.5), 'int8_sq'),
+    (dict(scheme='int8_sq', alpha=1.2), '0 to 1'),
+    (dict(scheme='int8_sq', alpha=-.1), '0 to 1'),
+    (dict(scheme='int8_sq', alpha='of'), "'off'"),
+    (dict(scheme='int8_sq', algorithm='entropy'), "alpha 'off'"),
+    (dict(scheme='fp8_rowwise', algorithm='mse'), 'static ranges'),
+    (dict(algorithm='percentile', percentile=0), 'more than 0'),
+    (dict(algorithm='percentile', percentile=100.5), 'at most 100'),
+    (dict(exclude=['*.nosuch']), 'matches no linear layer'),
+])
+def test_options_that_make_no_sense_are_refused(llama, kw, said):
+    with pytest.raises(CookError, match=said): quantize.quantize(llama, text(2), progress=False, **kw)
+
+
+@pytest.mark.parametrize('corpus, said', [
+    (None, 'no samples'), (SimpleNamespace(windows=[]), 'no samples'), (SimpleNamespace(windows=[np.array([], int)]), 'window 0 is empty'),
+    (SimpleNamespace(windows=[np.array([1, 2]), np.array([3, 4096])]), "window 1 has token 4096, beyond the model's vocabulary of 4096"),
+])
+def test_text_that_cannot_be_used_is_refused(llama, corpus, said):
+    with pytest.raises(CookError, match=said): quantize.quantize(llama, corpus, 'fp8', progress=False)
+
+
+def test_schemes_without_calibration_need_no_text(llama):
+    for s in ('int8_wo', 'fp8_rowwise', 'fp8_block'): assert quantize.quantize(llama, None, s, progress=False).report.samples == 0
+
+
+def test_a_damaged_weight_is_named():
+    m = models.tiny('llama')
+    m.model.model.layers[1].mlp.up_proj.weight[3, 4] = float('nan')
+    with pytest.raises(CookError, match=r'model\.layers\.1\.mlp\.up_proj\.weight has 1 value'): quantize.quantize(m, text(2), 'fp8', progress=False)
+
+
+def test_a_width_that_the_group_does_not_divide_is_named():
+    m = models.tiny('llama', hidden_size=96, num_attention_heads=4)
+    with pytest.raises(CookError, match=r'q_proj has 96 inputs, which 128 does not divide'): quantize.quantize(m, text(2), 'int4_awq', progress=False)
+
+
+def test_a_model_without_linear_layers_is_refused():
+    class Head(torch.nn.Module):
+        def __init__(self):
+            super().__init__(); self.emb, self.config = torch.nn.Embedding(16, 8), SimpleNamespace(vocab_size=16)
+        def get_output_embeddings(self): return None
+    with pytest.raises(CookError, match='Head has no linear layers'): quantize.preflight(models.Loaded(Head(), None, 'none', device=models.tiny('llama').device), 'fp8')
+
+
+def test_int8_for_the_pytorch_backend_is_refused_with_the_way_out(llama, tmp_path):
+    q = quantize.quantize(llama, text(2), 'int8_sq', progress=False)
+    with pytest.raises(CookError, match="layout='trtllm_legacy'"): quantize.export(q, tmp_path/'x', backend='pytorch')
+    with pytest.raises(CookError, match="did you mean 'trtllm_legacy'"): quantize.export(q, tmp_path/'x', layout='trtllm-legacy')
+    assert not q.exported and not list(tmp_path.iterdir())  # refused before anything was touched
+
+
+def test_outliers_refuse_what_would_round():
+    with pytest.raises(CookError, match='power of two'): quantize.inject_outliers(models.tiny('llama'), factor=50)
+    with pytest.raises(CookError, match='share is 0'): quantize.inject_outliers(models.tiny('llama'), share=0)
+
+
+def test_an_offloaded_model_is_calibrated(tmp_path):
+    "A model larger than the device: accelerate moves layers in and out."
+    pytest.importorskip('accelerate')
+    from accelerate import dispatch_model
+    m, c = models.tiny('llama'), text(4)
+    whole = ranges(quantize.quantize(m, c, 'fp8', progress=False).loaded.model)
+    m.model = dispatch_model(m.model, {'model.embed_tokens': 'cpu', 'model.layers.0': 'cpu', 'model.layers.1': 'disk', 'model.norm': 'cpu', 'model.rotary_emb': 'cpu', 'lm_head': 'cpu'},
+                             main_device='cpu', offload_dir=str(tmp_path/'off'), force_hooks=True)
+    q = quantize.quantize(m, c, 'fp8', progress=False)
+    assert not same_ranges(ranges(q.loaded.model), whole)
