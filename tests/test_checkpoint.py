@@ -123,6 +123,15 @@ def test_make_portable_mends_what_transformers_5_writes(tmp_path):
     t = json.loads((d/'tokenizer_config.json').read_text())
     assert t == dict(tokenizer_class='PreTrainedTokenizerFast', additional_special_tokens=['<|a|>'])
 
+def test_make_portable_gives_the_legacy_layout_its_rotary_base(tmp_path):
+    c = broken.legacy()
+    broken.legacy_without_rotary_base(c)
+    d, config = broken.write(c, tmp_path/'c'), dict(rope_parameters=dict(rope_type='llama3', rope_theta=500000.0, factor=8.0))
+    assert check(d).codes == ['rotary-base'] and checkpoint.make_portable(d) == []
+    assert checkpoint.make_portable(d, config) == ['config.json'] and check(d).codes == [] and checkpoint.make_portable(d, config) == []
+    got = json.loads((d/'config.json').read_text())
+    assert got['rotary_base'] == 500000.0 and got['rotary_scaling'] == dict(rope_type='llama3', factor=8.0)
+
 def sparse(d, layers=32, target=8_000_000_000):
     "An FP8 checkpoint of 8 GB: headers and scales are real, weights are holes that cost no disk."
     h, f, kv, v = 4096, 14336, 1024, 128256

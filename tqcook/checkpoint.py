@@ -784,15 +784,20 @@ def _check_tokenizer(c, v):
         severity = 'error' if v < (1, 4) else 'warning'
         yield _f('tokenizer-class', f'{k}, a class of transformers 5', severity, file=name)
 
-# %% ../nbs/08_checkpoint.ipynb #f9daa129
-def make_portable(path,   # a checkpoint directory
-                 ) -> list:  # names of the files that were changed
+# %% ../nbs/08_checkpoint.ipynb #00e2281e
+def make_portable(path,          # a checkpoint directory
+                  config=None,   # the base model's config as a dict, for trtllm-build's layout
+                 ) -> list:      # names of the files that were changed
     "Let transformers 4 (so TensorRT-LLM 1.2) read what 5 wrote: rotary base, tokenizer class, extra tokens."
     d, changed = Path(path), []
     def put(name, old, new):
         if new != old: write_json(d/name, new); changed.append(name)
-    config = read_json(d/'config.json')
-    put('config.json', config, config | _rope(config))
+    here = read_json(d/'config.json')
+    if (d/'rank0.safetensors').exists():  # ModelOpt 0.47 looks for the older name too, and writes no base at all
+        rope = _rope(config or {})
+        add = dict(rotary_base=rope['rope_theta'], rotary_scaling=rope['rope_scaling']) if rope else {}
+        put('config.json', here, {k: v for k, v in add.items() if v is not None} | here)
+    else: put('config.json', here, here | _rope(here))
     if (d/'tokenizer_config.json').exists():
         old = read_json(d/'tokenizer_config.json'); new = dict(old)
         if old.get('tokenizer_class') in _CLASSES_V5: new['tokenizer_class'] = 'PreTrainedTokenizerFast'
