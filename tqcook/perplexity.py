@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['WAYS', 'BUDGET', 'CONFIDENCE', 'HFLogits', 'as_logits', 'Scores', 'score', 'noisy', 'Comparison', 'Table',
            'by_confidence', 'by_position', 'by_document', 'what_now', 'compare', 'unquantized', 'Attribution',
-           'attribute', 'Parting', 'part']
+           'attribute']
 
-# %% ../nbs/05_perplexity.ipynb #c9c8196c
-import contextlib, math, os, tempfile, time
+# %% ../nbs/05_perplexity.ipynb #6e2bd3cc
+import contextlib, math, os, tempfile, time, weakref
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -20,7 +20,7 @@ from .core import CookError, Markdown, fmt_bytes, fmt_seconds, md_table
 from .data import overlap
 from .stats import Blocks, Check, Interval, judge
 
-# %% ../nbs/05_perplexity.ipynb #7b5c6d05
+# %% ../nbs/05_perplexity.ipynb #fd9a0e7e
 def _logit_rules(config):
     "What this model may do to its head's output, likeliest first: (name, in-place function)."
     rules = []
@@ -36,7 +36,9 @@ def _mm32(h, w):
     try: return torch.mm(h.to(w.dtype), w.t(), out_dtype=torch.float32)
     except (TypeError, RuntimeError): return (h.to(w.dtype) @ w.t()).float()     # PyTorch before 2.8: logits rounded to 16 bits
 
-# %% ../nbs/05_perplexity.ipynb #1a4d0329
+_seen = weakref.WeakKeyDictionary()     # model -> what its probe found
+
+# %% ../nbs/05_perplexity.ipynb #0f839b69
 class HFLogits:
     "The logits protocol over a Hugging Face causal LM."
     def __init__(self,
@@ -47,7 +49,8 @@ class HFLogits:
         self.nbytes, self.info = loaded.nbytes, loaded.to_dict()
         self.lm_head, self.body = loaded.model.get_output_embeddings(), loaded.model.base_model
         self.device, self._w32 = next(loaded.model.parameters()).device, None
-        self._probe(loaded.config)
+        if loaded.model in _seen: (self.rule, whole) = _seen[loaded.model]; self.body = None if whole else self.body
+        else: self._probe(loaded.config); _seen[loaded.model] = self.rule, self.body is None
 
     def _probe(self, config):
         "Find the rule that turns body and head into the model's own logits; without one, take those whole."
@@ -103,7 +106,7 @@ def as_logits(obj):  # `models.Loaded`, or anything with `hidden` and `head`
     "The logits protocol of `obj`."
     return obj if hasattr(obj, 'hidden') and hasattr(obj, 'head') else HFLogits(obj)
 
-# %% ../nbs/05_perplexity.ipynb #83ff0b25
+# %% ../nbs/05_perplexity.ipynb #ddf60cf6
 def _check(source, corpus, role):
     "Refuse a corpus that this model cannot read."
     if not len(corpus): raise CookError('the corpus has no windows: give more text or a smaller context')
@@ -127,10 +130,10 @@ def _batches(corpus, batch_size, first=()):
     return out
 
 def _sizes(source, corpus, batch_size, chunk):
-    "Windows to a batch and positions to a chunk: 8192 tokens and 0.5 GB of logits on a GPU, 1024 tokens and 8 MB (the cache) on a CPU."
+    "Windows to a batch and positions to a chunk: 8192 tokens and 0.5 GB of logits on a GPU, 1024 tokens and 2 MB (the cache) on a CPU."
     gpu = getattr(source.device, 'type', 'cpu') == 'cuda'
     longest = max(map(len, corpus.windows))
-    return batch_size or max(1, (8192 if gpu else 1024) // longest), chunk or max(16, (2**29 if gpu else 2**23) // (4 * source.vocab_size))
+    return batch_size or max(1, (8192 if gpu else 1024) // longest), chunk or max(16, (2**29 if gpu else 2**21) // (4 * source.vocab_size))
 
 def _batch(corpus, batch):
     "One batch: ids fed, which positions count, their targets, window and position of each."
@@ -144,7 +147,7 @@ def _bar(total, what, progress):
     from tqdm import tqdm
     return tqdm(total=total, desc=what, unit='win', disable=None if progress else True)
 
-# %% ../nbs/05_perplexity.ipynb #60073fa3
+# %% ../nbs/05_perplexity.ipynb #25aa9b59
 class _Columns:
     "Per-token results, gathered on the device batch by batch and brought home once, in the order of the corpus."
     def __init__(self): self.parts, self.window, self.position = {}, [], []
@@ -159,15 +162,24 @@ class _Columns:
         return out | dict(window=window[order].astype(np.int32), position=position[order].astype(np.int32))
 
 def _finite(z):
-    "Which positions have only finite logits (minimum and maximum carry a NaN)."
-    lo, hi = z.aminmax(dim=-1)
-    return lo.isfinite() & hi.isfinite()
+    "Which positions have only finite logits: a sum keeps every NaN and infinity, and costs one pass."
+    return z.sum(-1).isfinite()
+
+def _top(z, k):
+    "Values and indices of the k largest logits: the k blocks with the largest maxima hold them, so only those are sorted."
+    V = z.shape[-1]
+    n = math.gcd(V, 64 if V < 2**15 else 256)
+    if n < 16 or V // n < k or not z.is_contiguous(): return z.topk(k, -1)
+    tiles = z.view(len(z), V // n, n)
+    at = tiles.amax(-1).topk(k, -1)[1]
+    v, i = tiles.gather(1, at[:, :, None].expand(-1, -1, n)).flatten(1).topk(k, -1)
+    return v, at.gather(1, i // n) * n + i % n
 
 def _one(z, y):
     "Statistics of one model: z float32 [positions, vocabulary], y the true tokens."
-    top, best = z.max(-1)
-    lse = z.logsumexp(-1)
-    return dict(nll=lse - z.gather(-1, y[:, None])[:, 0], correct=best == y, finite=_finite(z))
+    import torch
+    ok, best = _finite(z), z.argmax(-1)
+    return dict(nll=-torch.log_softmax(z, -1).gather(-1, y[:, None])[:, 0], correct=best == y, finite=ok)
 
 # %% ../nbs/05_perplexity.ipynb #ee265126
 @dataclass
@@ -227,28 +239,38 @@ def score(loaded,         # `models.Loaded`, or anything that speaks the logits 
             cols.place(window, position); bar.update(len(batch))
     return Scores(a.name, corpus.info(), cols.arrays(), time.perf_counter() - t0)
 
-# %% ../nbs/05_perplexity.ipynb #80bd28d6
+# %% ../nbs/05_perplexity.ipynb #75d9cc5f
+def _kld(la, lb, p):
+    "KL divergence from two log-probabilities and the first one's probabilities; overwrites `lb`."
+    import torch
+    return torch.sub(la, lb, out=lb).mul_(p).sum(-1)
+
 def _pair(za, zb, y, k=5):
     "Paired statistics: float32 logits [positions, vocabulary] of base and quantized, y the true tokens."
     import torch
-    out = dict(finite_base=_finite(za), finite_quant=_finite(zb))
-    la, lb = torch.log_softmax(za, -1), torch.log_softmax(zb, -1)
-    (va, ta), tb = la.topk(k, -1), lb.topk(k, -1)[1]
-    ya, yb = (l.gather(-1, y[:, None])[:, 0] for l in (la, lb))
-    lb = torch.sub(la, lb, out=lb)
-    kld = la.exp_().mul_(lb).sum(-1)
-    return out | dict(nll_base=-ya, nll_quant=-yb, kld=kld, same_top=ta[:, 0] == tb[:, 0],
-                      top5=(ta[:, :, None] == tb[:, None, :]).any(-1).float().mean(-1), confidence=va[:, 0].exp(),
-                      base_correct=ta[:, 0] == y, quant_correct=tb[:, 0] == y)
+    (_, ta), (_, tb) = _top(za, k), _top(zb, k)
+    out = dict(finite_base=_finite(za), finite_quant=_finite(zb), same_top=ta[:, 0] == tb[:, 0], base_correct=ta[:, 0] == y, quant_correct=tb[:, 0] == y)
+    out['top5'] = (ta[:, :, None] == tb[:, None, :]).any(-1).float().mean(-1)
+    la, lb, p = torch.log_softmax(za, -1), torch.log_softmax(zb, -1), torch.softmax(za, -1)
+    out |= dict(nll_base=-la.gather(-1, y[:, None])[:, 0], nll_quant=-lb.gather(-1, y[:, None])[:, 0], confidence=p.gather(-1, ta[:, :1])[:, 0])
+    return out | dict(kld=_kld(la, lb, p))
 
-# %% ../nbs/05_perplexity.ipynb #c04f270f
+def _same(za, zb, y):
+    "The part of `_pair` that the noise floor needs."
+    import torch
+    la, lb, p = torch.log_softmax(za, -1), torch.log_softmax(zb, -1), torch.softmax(za, -1)
+    out = dict(finite_base=_finite(za), finite_quant=_finite(zb), same_top=za.argmax(-1) == zb.argmax(-1))
+    out |= dict(nll_base=-la.gather(-1, y[:, None])[:, 0], nll_quant=-lb.gather(-1, y[:, None])[:, 0])
+    return out | dict(kld=_kld(la, lb, p))
+
+# %% ../nbs/05_perplexity.ipynb #2eff2daa
 def _round_again(x, gen):
     "`x` with the difference of two BF16 roundings added: one step up or down, each with probability 1/12."
     import torch
-    f = x.float()
-    step = torch.ldexp(torch.ones_like(f), torch.frexp(f)[1] - 8)           # BF16 keeps 8 significant bits
-    u = torch.rand(f.shape, generator=gen, device=f.device)
-    return (f + step * ((u < 1/12).float() - (u > 11/12).float())).to(x.dtype)
+    u = torch.randint(0, 12, x.shape, generator=gen, device=x.device, dtype=torch.uint8)
+    r = (u == 0).to(torch.int8) - (u == 11).to(torch.int8)
+    if x.dtype == torch.bfloat16: return (x.view(torch.int16) + r * (x != 0)).view(torch.bfloat16)    # neighbours are neighbouring integers
+    return (x.float().view(torch.int32) + (r * (x != 0)).int() * 2**16).view(torch.float32).to(x.dtype)
 
 def _decoder_layers(model):
     "The list of decoder layers: the longest ModuleList."
@@ -592,7 +614,7 @@ def _summary(c) -> str:
 
 Comparison.to_dict, Comparison._repr_markdown_, Comparison.summary = _to_dict, _md, _summary
 
-# %% ../nbs/05_perplexity.ipynb #28b28699
+# %% ../nbs/05_perplexity.ipynb #6b5e4c85
 def _plot(c, ax=None):
     "KL divergence against the base model's confidence, with block intervals and the noise floor."
     import matplotlib.pyplot as plt
@@ -621,16 +643,14 @@ def _plot_pairing(c, ax=None):
         pct = lambda v: 100 * (v - 1)
         ax.errorbar([pct(i.value)], [y], xerr=[[pct(i.value) - pct(i.lo)], [pct(i.hi) - pct(i.value)]], fmt='o', ms=3, capsize=4, color='C0' if n.startswith('paired, b') else 'grey')
         ax.annotate(f'[{pct(i.lo):+.3f}, {pct(i.hi):+.3f}] %', (pct(i.value), y), textcoords='offset points', xytext=(0, 6), ha='center', fontsize=8)
-    lim = max(abs(c.stats['ppl_ratio'].lo - 1), abs(c.stats['ppl_ratio'].hi - 1), 1e-5) * 100
-    ax.set_xscale('symlog', linthresh=10**math.ceil(math.log10(lim)))
     ax.axvline(0, color='k', lw=.6)
-    ax.set(yticks=range(3), yticklabels=[n for n, _ in rows[::-1]], ylim=(-.5, 2.7), xlabel='change of perplexity, % (linear near 0, then logarithmic)')
+    ax.set(yticks=range(3), yticklabels=[n for n, _ in rows[::-1]], ylim=(-.5, 2.7), xlabel='change of perplexity, %', title=f'The same tokens, {c.sharpness:.0f} times sharper when paired')
     ax.spines[['top', 'right', 'left']].set_visible(False)
     return ax
 
 Comparison.plot, Comparison.plot_pairing = _plot, _plot_pairing
 
-# %% ../nbs/05_perplexity.ipynb #f9f0a6e9
+# %% ../nbs/05_perplexity.ipynb #73c59632
 def compare(base,                  # `models.Loaded`, a logits object, or a function without arguments that loads one
             quant,                 # the same; given as functions, the second is loaded when the first may go
             corpus,                # `data.Corpus`
@@ -665,7 +685,7 @@ def compare(base,                  # `models.Loaded`, a logits object, or a func
     if calibration is not None and (share := overlap(calibration, corpus)) > .01:
         warnings.append(f'{share:.1%} of the evaluation text also stands in the calibration text: the quantized model has seen it')
     n = len(corpus)
-    floor_windows = set(np.unique(np.linspace(0, n - 1, min(n, max(4, n // 8))).round().astype(int)).tolist()) if kind else set()
+    floor_windows = set(np.unique(np.linspace(0, n - 1, min(n, max(4, n // 12))).round().astype(int)).tolist()) if kind else set()
     floor, why = _Columns(), 'not asked for'
     if kind and not _decoder_layers(getattr(a, 'model', None) or torch.nn.Module()): kind, floor_windows, why = False, set(), 'the base model shows no decoder layers'
     cols, batches, kept = _Columns(), _batches(corpus, batch_size, floor_windows), None
@@ -675,8 +695,7 @@ def compare(base,                  # `models.Loaded`, a logits object, or a func
         hn = hn[keep.to(hn.device)]
         for j in range(0, len(y), chunk):
             za = a.head(ha[j:j+chunk])
-            p = _pair(za, a.head(hn[j:j+chunk]), y[j:j+chunk].to(za.device))
-            floor.add({k: p[k] for k in ('nll_base', 'nll_quant', 'kld', 'same_top', 'finite_base', 'finite_quant')})
+            floor.add(_same(za, a.head(hn[j:j+chunk]), y[j:j+chunk].to(za.device)))
         floor.place(*where)
 
     def pair_pass(ha, hb, y, where):
@@ -825,7 +844,7 @@ class Attribution:
         ax.spines[['top', 'right']].set_visible(False)
         return ax
 
-# %% ../nbs/05_perplexity.ipynb #ab8e5335
+# %% ../nbs/05_perplexity.ipynb #c2c5f01a
 def attribute(base,            # the unquantized `models.Loaded`
               quant,           # its fake-quantized copy (`Quantized.loaded`)
               corpus,          # `data.Corpus`
@@ -861,8 +880,8 @@ def attribute(base,            # the unquantized `models.Loaded`
                     hb = b.hidden(ids); hb = hb[keep.to(hb.device)]
                     for j in range(0, len(y), chunk):
                         za = a.head(ha[j:j+chunk])
-                        p = _kld(za, b.head(hb[j:j+chunk]).to(za.device))
-                        cols[k].add(dict(kld=p))
+                        zb = b.head(hb[j:j+chunk]).to(za.device)
+                        cols[k].add(dict(kld=_kld(za.log_softmax(-1), zb.log_softmax(-1), za.softmax(-1))))
                     cols[k].place(*where); bar.update(len(batch))
         finally:
             for _, q in on.values(): q.enable()
@@ -872,64 +891,9 @@ def attribute(base,            # the unquantized `models.Loaded`
     est = {k: interval(c) for k, c in cols.items()}
     return Attribution(by, {k: est[k] for k in members}, patterns, est[None], est[''], len(take), small.n_scored)
 
-def _kld(za, zb):
-    "KL(a || b) of float32 logits, in nats."
-    import torch
-    la, lb = torch.log_softmax(za, -1), torch.log_softmax(zb, -1)
-    lb = torch.sub(la, lb, out=lb)
-    return la.exp_().mul_(lb).sum(-1)
-
 def _subset(corpus, take):
     "The corpus with only these windows (bytes in proportion to the scored tokens)."
     import dataclasses
     n = sum(int(corpus.scored[i].sum()) for i in take)
     return dataclasses.replace(corpus, windows=[corpus.windows[i] for i in take], scored=[corpus.scored[i] for i in take],
                                doc=np.asarray(corpus.doc)[take], n_bytes=round(corpus.n_bytes * n / max(corpus.n_scored, 1)))
-
-# %% ../nbs/05_perplexity.ipynb #3f982b37
-@dataclass
-class Parting:
-    "Greedy continuations of one prompt and the place where they part."
-    prompt: str       # what both were given
-    base: str         # the base model's continuation
-    quant: str        # the quantized model's
-    common: int       # tokens both agree on
-    tokens: int       # tokens written
-    p_base: float     # where they part: the base model's probability of its own token
-    p_other: float    # and of the one that the quantized model took
-
-    @property
-    def parted(self): return self.common < self.tokens
-    def to_dict(self): return dict(common=self.common, tokens=self.tokens, p_base=_json(self.p_base), p_other=_json(self.p_other))
-    def _repr_markdown_(self):
-        s = 'They never part' if not self.parted else (f'They part after {self.common} of {self.tokens} tokens, where the base model gave {self.p_base:.2f} to its '
-                                                      f'own token and {self.p_other:.2f} to the other')
-        block = lambda t: '```text\n' + t.replace('`' * 3, "'" * 3) + '\n```'
-        return f'{s}.\n\nBase:\n{block(self.prompt + self.base)}\nQuantized:\n{block(self.prompt + self.quant)}'
-
-def part(base,       # `models.Loaded`
-         quant,      # `models.Loaded` with the same tokenizer
-         prompt,     # text to continue
-         tokens=64,  # tokens to write
-        ) -> Parting:
-    "Let both models continue `prompt` greedily and find where they part."
-    import torch
-    ids = base.tokenizer(prompt, return_tensors='pt', add_special_tokens=False)['input_ids']
-    bos = base.tokenizer.bos_token_id
-    if bos is not None and (ids.shape[1] == 0 or int(ids[0, 0]) != bos): ids = torch.cat([torch.tensor([[bos]]), ids], 1)
-    if ids.shape[1] == 0: raise CookError('the prompt is empty and the tokenizer has no BOS to start from: give some text')
-    def greedy(m):
-        d = next(m.model.parameters()).device
-        kw = dict(attention_mask=torch.ones_like(ids).to(d), max_new_tokens=tokens, min_new_tokens=tokens, do_sample=False, num_beams=1,
-                  repetition_penalty=1., temperature=None, top_p=None, top_k=None, pad_token_id=bos if bos is not None else 0)
-        with torch.inference_mode(): return m.model.generate(ids.to(d), **kw)[0, ids.shape[1]:].cpu()
-    ta, tb = greedy(base), greedy(quant)
-    same = (ta == tb).long().cumprod(0).sum().item()
-    pa = pb = math.nan
-    if same < len(ta):
-        with torch.inference_mode():
-            x = torch.cat([ids[0], ta[:same]])[None].to(next(base.model.parameters()).device)
-            p = base.model(input_ids=x, use_cache=False).logits[0, -1].float().softmax(-1)
-        pa, pb = float(p[ta[same]]), float(p[tb[same]])
-    text = lambda t: base.tokenizer.decode(t, skip_special_tokens=True)
-    return Parting(prompt, text(ta), text(tb), same, len(ta), pa, pb)

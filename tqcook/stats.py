@@ -92,7 +92,9 @@ def simulate(windows,     # number of blocks
     z = math.sqrt(between) * rng.standard_normal((windows, 1)) + math.sqrt(1 - between) * z
     return np.exp(tail * z) if tail else z
 
-# %% ../nbs/04_stats.ipynb #a067ed1e
+# %% ../nbs/04_stats.ipynb #2276b2ee
+MIN_BLOCKS = 8     # fewer say too little about their own spread: no PASS, no correction for skewness
+
 def _residuals(x, blocks):
     "Linearised block residuals of the mean over tokens, on the scale of block means; and the mean."
     s, B = blocks.sums(x), len(blocks)
@@ -107,7 +109,8 @@ def _limits(m, z, level, skewed, floor=-math.inf):
     sd = math.sqrt((z**2).sum() / (B - 1))
     se = sd / math.sqrt(B)
     t = t_quantile(.5 + level / 2, B - 1)
-    if not skewed or B < 3 or sd == 0: return Interval(m, m - t * se, m + t * se, se, B, 'block t', level)
+    if not skewed or B < MIN_BLOCKS or sd == 0:                  # a handful of blocks knows nothing of its third moment
+        return Interval(m, max(m - t * se, floor), m + t * se, se, B, 'block t', level)
     g = (z**3).sum() * B / ((B - 1) * (B - 2)) / sd**3            # skewness of the block residuals
     def w(y):                                                    # inverse of W + g W^2/3 + g^2 W^3/27 + g/(6B) = y
         return y if abs(g) < 1e-6 else 3 / g * (np.cbrt(1 + g * (y - g / (6 * B))) - 1)
@@ -269,9 +272,7 @@ class Check:
         se = i.width / 2 / t_quantile(.5 + i.level / 2, df)       # from the limits, so that it holds for every method
         return blocks_needed(se, i.n, gap, alpha=(1 - i.level) / 2, power=power)
 
-# %% ../nbs/04_stats.ipynb #76f49015
-MIN_BLOCKS = 8
-
+# %% ../nbs/04_stats.ipynb #f2533f83
 @dataclass(frozen=True)
 class Verdict:
     "PASS, FAIL or INCONCLUSIVE, with the reasons."
