@@ -335,6 +335,13 @@ def test_bad_checkpoint_is_refused(cooked, tmp_path, what):
     with pytest.raises(CookError) as e: engine.load(_edit(cooked('fp8')[0], tmp_path/'bad', change), device='cpu')
     assert word in str(e.value) and '\n' not in str(e.value)
 
+@pytest.mark.parametrize('kv', ['INT8', 'NVFP4'])
+def test_other_kv_formats_are_refused(cooked, tmp_path, kv):
+    d = _edit(cooked('fp8')[0], tmp_path/'kv', lambda t, c: None)
+    q = json.loads((d/'hf_quant_config.json').read_text()); q['quantization']['kv_cache_quant_algo'] = kv
+    (d/'hf_quant_config.json').write_text(json.dumps(q))
+    with pytest.raises(CookError, match=kv.lower()): engine.load(d, device='cpu')
+
 def test_truncated_file(cooked, tmp_path):
     d = shutil.copytree(cooked('fp8')[0], tmp_path/'cut'); f = d/'model.safetensors'
     f.write_bytes(f.read_bytes()[:-1000])

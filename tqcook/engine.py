@@ -553,7 +553,7 @@ def fp8_kv_attention(
     AttentionMaskInterface.register(name, ALL_MASK_ATTENTION_FUNCTIONS[base])
     return name
 
-# %% ../nbs/09_engine.ipynb #809d417d
+# %% ../nbs/09_engine.ipynb #9d63a701
 def load(
     path, # directory of an exported checkpoint
     device: str = 'auto', # see `device.detect`
@@ -566,13 +566,14 @@ def load(
     "Load a quantized checkpoint so that its linears compute from the stored tensors."
     if kernels not in ('real', 'reference'): raise CookError(f"kernels is {kernels!r}; expected 'real' or 'reference'")
     if activations not in ('static', 'token'):
-        raise CookError(f"activations is {activations!r}; "
-                        f"expected 'static' or 'token'")
+        raise CookError(f"activations is {activations!r}; expected 'static' or 'token'")
     if dtype not in ('bfloat16', 'float16', 'float32') or kernels == 'real' and dtype == 'float32':
         hint = " (FP8 products come out in 16 bits; float32 needs kernels='reference')" if dtype == 'float32' else ''
         raise CookError(f'dtype is {dtype!r}; expected bfloat16 or float16{hint}')
     dev, ck = detect(device), Checkpoint.open(path)
     _passport(path)
+    if ck.layout != 'hf': raise CookError(f"{path} is in TensorRT-LLM's legacy layout; this engine reads the Hugging Face layout")
+    if ck.kv not in ('none', 'fp8'): raise CookError(f'{path} asks for a KV cache in {ck.kv}; this engine has none and fp8')
     if attn == 'auto': attn = 'eager' if ck.config.get('attn_logit_softcapping') else 'sdpa'
     model = skeleton(ck.config, dtype, fp8_kv_attention(attn) if ck.kv == 'fp8' else attn)
     slots = plan(ck, model)
