@@ -515,3 +515,47 @@ def legacy_without_rotary_base(c): del cfg(c)['rotary_base']
 
 @case('scale-missing', make=legacy)
 def legacy_without_activation_scale(c): del c['st']['rank0.safetensors']['transformer.layers.0.mlp.fc.activation_scaling_factor']
+
+# the rest of the rules
+@case('remote-code')
+def own_code(c): cfg(c)['auto_map'] = {'AutoModelForCausalLM': 'modeling.Model'}
+
+@case('tokenizer-json')
+def tokenizer_config_cut_short(c): c['json']['tokenizer_config.json'] = '{"tokenizer_class'
+
+@case('quant-config-type')
+def group_size_is_text(c): q(c)['group_size'] = '128'
+
+@case('kv-key-missing')
+def mixed_precision_without_kv_key(c):
+    q(c).update(quant_algo='MIXED_PRECISION', quantized_layers={m: dict(quant_algo='FP8') for m in weights()})
+    del q(c)['kv_cache_quant_algo']
+
+@case('inline-fp8')
+def static_fp8_declared_inline(c): del c['json']['hf_quant_config.json']; cfg(c)['quantization_config'] = dict(quant_method='fp8', activation_scheme='static')
+
+@case('block-size', make=of('fp8_block'), also={'activations-too'})
+def blocks_of_64(c): del c['json']['hf_quant_config.json']; cfg(c)['quantization_config'] = dict(quant_method='fp8', weight_block_size=[64, 64])
+
+@case('group-divides', make=of('int4_awq'), also={'scale-shape'})
+def awq_group_does_not_divide(c): q(c)['group_size'] = 96
+
+def _resize_inner(c, f):
+    "Give the MLP of layer 1 another width, in a model of an architecture that the shape table does not know."
+    cfg(c)['model_type'] = 'other'
+    rng = np.random.default_rng(3)
+    for m, s in {'gate_proj': (f, H), 'up_proj': (f, H), 'down_proj': (H, f)}.items():
+        ts(c).update({f'model.layers.1.mlp.{m}.{k}': v for k, v in quantized((rng.standard_normal(s) * .05).astype(np.float32), 'fp8', wide=.3).items()})
+
+@case('dim-16')
+def odd_width(c): _resize_inner(c, 376 + 1)
+
+@case('dynamic-activations')
+def fp8_without_input_scales(c):
+    for k in [k for k in ts(c) if k.endswith('input_scale')]: del ts(c)[k]
+
+@case('kv-scales-ignored', make=of('fp8', kv='FP8'))
+def calibrated_kv_scales(c): ts(c)['model.layers.0.self_attn.k_proj.k_scale'] = f32(.07)
+
+@case('scales-unread', make=of('fp8_rowwise'))
+def a_large_scale(c): ts(c)['model.layers.0.mlp.extra.weight_scale'] = f32(np.ones(1 << 17))

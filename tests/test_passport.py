@@ -145,6 +145,7 @@ def engine(tmp_path, **kw):
 def test_an_engine_is_bound_to_its_gpu(tmp_path):
     d = engine(tmp_path)
     assert verify(d, device='a100').codes == []
+    assert verify(d, device='h100').codes == ['engine-other-sm']
     with pytest.raises(CookError, match='A100.*H100'): verify_or_refuse(d, device='h100')
     e = engine(tmp_path/'b', device=dict(name='NVIDIA H100 80GB HBM3', sm=90))
     found = verify(e, device='h200')
@@ -152,6 +153,7 @@ def test_an_engine_is_bound_to_its_gpu(tmp_path):
     many = engine(tmp_path/'c', device=dict(name='any RTX', sm=[89, 120]))
     assert verify(many, device='rtx4090').codes == ['engine-other-gpu'] and not verify(many, device='h100').ok
     assert verify(d, device='none').codes == []
+    assert checkpoint.check(d).codes == ['engine'] and checkpoint.check(d, device='h100', passport=True).codes == ['engine-other-sm', 'engine']
 
 def test_an_engine_and_versions_and_ranks(tmp_path, monkeypatch):
     d = engine(tmp_path, versions=dict(tensorrt='10.14.1'), parallel=dict(tp=2, pp=1))

@@ -974,7 +974,7 @@ def _check_kv(c, sm):
     if c.kv == 'int8' and c.layout == 'hf':
         yield _f('kv-unsupported', 'an INT8 KV cache', consequence="not in TensorRT-LLM's PyTorch backend")
 
-# %% ../nbs/08_checkpoint.ipynb #5de64225
+# %% ../nbs/08_checkpoint.ipynb #82c7335c
 def _check_ends(c):
     tied = c.config.get('tie_word_embeddings', str(c.config.get('model_type')).startswith('gemma'))
     head, emb = c.modules.get('lm_head', {}).get('weight'), c.modules.get('model.embed_tokens', {}).get('weight')
@@ -988,7 +988,7 @@ def _check_ends(c):
     if not head: return
     at = dict(tensor='lm_head', file=head.file)
     if _is_quantized(c.modules['lm_head']): yield _f('lm-head-quantized', head.dtype, **at)
-    elif c.algo and c.algo != 'MIXED_PRECISION' and not c.excluded('lm_head'):
+    elif c.algo not in (None, 'MIXED_PRECISION') and c.source != 'config.json' and not c.excluded('lm_head'):
         yield _f('lm-head-not-excluded', f'a {head.dtype} head that exclude_modules does not name', **at)
     if tied and emb and (head.dtype, head.shape) == (emb.dtype, emb.shape):
         if np.array_equal(_sample(c, head), _sample(c, emb)):
