@@ -113,7 +113,7 @@ class Findings:
             rows.append([f.severity, f'`{f.code}`', where, f.found, f.consequence, f.remedy])
         return f'**{self.summary}**\n\n' + md_table(rows, ['', 'code', 'where', 'found', 'otherwise', 'what to do'])
 
-# %% ../nbs/08_checkpoint.ipynb #634f561d
+# %% ../nbs/08_checkpoint.ipynb #e6523ca2
 _AGAIN, _GET = 'export again', 'get the file again and compare its size'
 _BF16, _UNSET = 'quantize the original BF16 model with tqcook', 'the layer stays uninitialised'
 RULES = {  # code: (severity, expected, consequence, remedy)
@@ -211,7 +211,8 @@ RULES = {  # code: (severity, expected, consequence, remedy)
     'foreign-quantization': ('error', "ModelOpt's layout", 'NotImplementedError: Unsupported quantization_config',
         _BF16),
     # linear layers
-    'bf16-not-excluded': ('error', '', 'FP8: cast without a scale, silently wrong; NVFP4, INT: fails at load',
+    'bf16-not-excluded': ('error', '',
+        'FP8: IndexError in 1.2, later sources cast it without a scale: silently wrong; NVFP4, INT: fails at load',
         'add the module to exclude_modules'),
     'excluded-but-quantized': ('error', "the model's own precision", 'the bytes are taken for weights without scales',
         'take it off exclude_modules, or export it unquantized'),
@@ -873,7 +874,7 @@ def _check_layer(c, m, t, algo, o, i):
             yield _f(f'{kind}-shape', str(list(x.shape)), expected=want, tensor=name, **at)
     if algo == 'FP8' and 'input_scale' not in t: yield _f('dynamic-activations', 'no input_scale', tensor=m, **at)
 
-# %% ../nbs/08_checkpoint.ipynb #75456e47
+# %% ../nbs/08_checkpoint.ipynb #af98c3be
 FUSED = [('q_proj', 'k_proj', 'v_proj'), ('gate_proj', 'up_proj'), ('w1', 'w3')]  # what TensorRT-LLM joins
 
 def _fused(c):
@@ -894,7 +895,9 @@ def _check_fused(c, deep):
         if len(set(algos)) > 1: yield _f('fused-mixed', _short(g, [a or 'excluded' for a in algos]), **at); continue
         for leaf in ('weight_scale_2', 'input_scale', 'weight_scale') if algos[0] else ():
             has = [leaf in c.modules[m] for m in g]
-            if leaf == 'input_scale' and any(has) and not all(has): yield _f('input-scale-mixed', _short(g, has), **at)
+            if leaf == 'input_scale' and any(has) and not all(has):
+                fp8 = dict(severity='warning', consequence='the loader takes the largest of those present')
+                yield _f('input-scale-mixed', _short(g, has), **(fp8 if algos[0] == 'FP8' else {}), **at)
             if not all(has) or any(c.modules[m][leaf].size != 1 for m in g): continue
             values = [float(c.array(f'{m}.{leaf}').reshape(-1)[0]) for m in g]
             if len(set(values)) == 1: continue
@@ -915,7 +918,7 @@ def to_e4m3(x: np.ndarray) -> np.ndarray:  # float32 -> float32 on the E4M3 grid
     return np.copysign(np.minimum(np.round(a / step) * step, 448), x).astype(np.float32)
 
 def _requantized_error(c, g, scales):
-    "Relative error that moving to the common scale adds, worst of the group (first 4 MB of each weight)."
+    "Relative error that moving to the common scale adds, worst of the group (first 4 MB of each weight, in float32)."
     worst, top = 0., np.float32(max(scales))
     if not all(math.isfinite(s) and s > 0 for s in scales): return worst
     for m, s in zip(g, scales):
