@@ -183,3 +183,23 @@ def test_every_size_fits_every_recipe(monkeypatch, repo=Path(__file__).resolve()
         for section, values in content.items():
             if section == 'all': assert any(set(values) <= set(r.parameters) for r in found.values()), path.name
             else: assert run.resolve(found[section], path.stem)
+
+# the gates
+
+def test_check_answers_by_exit_code(demo_fp8, tmp_path, capsys):
+    import shutil
+    code = run.main(['check', str(demo_fp8), '--json'])
+    found = json.loads(capsys.readouterr().out)
+    assert code == (0 if found['ok'] else 10)
+    shutil.copytree(demo_fp8, tmp_path/'broken')
+    (tmp_path/'broken/config.json').unlink()
+    assert run.main(['check', str(tmp_path/'broken')]) == 10
+    assert run.main(['check', str(tmp_path/'nowhere')]) == 1 and 'nowhere' in last_line(capsys)
+
+def test_compare_answers_by_exit_code(demo_fp8, capsys):
+    small = ['--context', '128', '--max-windows', '6', '--device', 'cpu', '--json']
+    code = run.main(['compare', 'demo', str(demo_fp8), *small])
+    found = json.loads(capsys.readouterr().out)
+    assert code == run.EXIT[found['verdict']] and found['ppl_ratio'] == pytest.approx(1, abs=.05)
+    assert run.main(['compare', 'demo', str(demo_fp8), *small, '--max-kld', '1e-6']) == 10 # a budget that FP8 cannot keep
+    assert run.main(['compare', 'demo', 'no/such/model', *small]) == 1 and 'no/such/model' in last_line(capsys)
