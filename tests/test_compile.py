@@ -18,7 +18,8 @@ def checkpoint_of(loaded, out, scheme='fp8', scale=.05):
     for n in models.linears(loaded.model):
         w = tensors[f'{n}.weight'].float()
         s = w.abs().max() / 448 if scheme == 'fp8' else w.abs().amax(1) / 127
-        tensors[f'{n}.weight'] = (w / s).to(torch.float8_e4m3fn) if scheme == 'fp8' else (w / s[:, None]).round().to(torch.int8)
+        tensors[f'{n}.weight'] = (w / s).to(torch.float8_e4m3fn) if scheme == 'fp8' else (w / s[:,
+                                                                                                None]).round().to(torch.int8)
         tensors[f'{n}.weight_scale'] = s
         if scheme != 'int8_wo': tensors[f'{n}.input_scale'] = torch.tensor(scale)
     out.mkdir()
@@ -98,10 +99,14 @@ def test_graph_computes_what_the_checkpoint_says(small):
     g = compile.graph(ck_dir, length=8)
     ids = np.arange(3, 11)[None]
     mask = np.triu(np.full((8, 8), np.finfo(np.float16).min, np.float16), 1)[None, None]
-    got = ReferenceEvaluator(onnx.load_from_string(g.proto)).run(None, dict(input_ids=ids, attention_mask=mask, position_ids=np.arange(8)[None]))[0].astype(np.float32)
+    got = ReferenceEvaluator(onnx.load_from_string(g.proto)).run(None,
+                                                                 dict(input_ids=ids, attention_mask=mask,
+                                                                      position_ids=np.arange(8)[None]))[0].astype(np.float32)
     from tqcook.checkpoint import Checkpoint
     ck, model = Checkpoint.open(ck_dir), models.tiny('llama', dtype='float32').model
-    for n, m in models.linears(model).items(): m.weight.data = torch.from_numpy(ck.array(f'{n}.weight').astype(np.float32) * ck.array(f'{n}.weight_scale')[:, None])
+    for n, m in models.linears(model).items():
+        m.weight.data = torch.from_numpy(ck.array(f'{n}.weight').astype(np.float32) * ck.array(f'{n}.weight_scale')[:,
+                                                                                                                    None])
     with torch.no_grad(): want = model(torch.from_numpy(ids)).logits.numpy()
     base = loaded.model.float()(torch.from_numpy(ids)).logits.detach().numpy(); loaded.model.bfloat16()
     err = np.linalg.norm(got - want) / np.linalg.norm(want)
@@ -139,10 +144,12 @@ def test_not_an_onnx_graph():
 def _run(*args):
     import subprocess
     from pathlib import Path
-    return subprocess.run([sys.executable, '-m', 'tqcook', 'run', 'compile', *map(str, args)], capture_output=True, text=True, cwd=Path(__file__).parents[1])
+    return subprocess.run([sys.executable, '-m', 'tqcook', 'run', 'compile', *map(str, args)], capture_output=True,
+                          text=True, cwd=Path(__file__).parents[1])
 
 
-@pytest.mark.parametrize('value,says', [('sm90', 'Hopper'), ('sm100', 'data-centre Blackwell'), ('sm86', 'fp8 needs sm89'), ('sm42', 'no target')])
+@pytest.mark.parametrize('value,says', [('sm90', 'Hopper'), ('sm100', 'data-centre Blackwell'),
+                                        ('sm86', 'fp8 needs sm89'), ('sm42', 'no target')])
 def test_recipe_refuses_targets_at_once(value, says, tmp_path):
     r = _run('-p', f'target={value}', '-o', tmp_path/'run')
     assert r.returncode == 1 and says in r.stderr and 'Traceback' not in r.stderr and not (tmp_path/'run'/'results.json').exists()
@@ -154,8 +161,13 @@ def test_recipe_end_to_end(tmp_path):
     assert r.returncode == 0, r.stderr[-2000:]
     d = json.loads((tmp_path/'run'/'results.json').read_text())
     v = {x['scheme']: x for x in d['variants']}
-    assert set(v) == {'none', 'fp8', 'int8_sq', 'int8_wo', 'int8_wo (pairs)'} and all(s['status'] == 'ran' for s in d['stages'])
-    assert {k: set(x['engine']['stored']) for k, x in v.items()} == {'none': {'float16'}, 'fp8': {'e4m3'}, 'int8_sq': {'int8'}, 'int8_wo': {'int8'}, 'int8_wo (pairs)': {'float16'}}
+    assert set(v) == {'none', 'fp8', 'int8_sq', 'int8_wo',
+                      'int8_wo (pairs)'} and all(s['status'] == 'ran' for s in d['stages'])
+    assert {k: set(x['engine']['stored']) for k,
+            x in v.items()} == {'none': {'float16'}, 'fp8': {'e4m3'}, 'int8_sq': {'int8'}, 'int8_wo': {'int8'},
+                                'int8_wo (pairs)': {'float16'}}
     size = {k: x['engine']['engine_bytes'] for k, x in v.items()}
-    assert size['fp8'] < size['none'] and size['int8_wo'] < size['none'] and abs(size['int8_wo (pairs)'] / size['none'] - 1) < .02
-    assert all(len(x['engine']['seconds']['builds']) == 2 for x in v.values()) and v['none']['engine']['fixed_bytes'] > 0
+    assert size['fp8'] < size['none'] and size['int8_wo'] < size['none'] and abs(size['int8_wo '
+                                                                                      '(pairs)'] / size['none'] - 1) < .02
+    assert all(len(x['engine']['seconds']['builds']) == 2
+               for x in v.values()) and v['none']['engine']['fixed_bytes'] > 0

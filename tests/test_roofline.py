@@ -4,16 +4,19 @@ import pytest
 from tqcook import roofline
 from tqcook.core import CookError
 
-CONFIG = dict(hidden_size=256, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2, vocab_size=1000, intermediate_size=512)
+CONFIG = dict(hidden_size=256, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2, vocab_size=1000,
+              intermediate_size=512)
 
 
-@pytest.mark.parametrize('arch,over', [('llama', {}), ('mistral', {}), ('qwen2', {}), ('qwen3', {}), ('phi3', {}), ('gemma2', {}), ('mixtral', {}), ('llama', dict(tie_word_embeddings=True))])
+@pytest.mark.parametrize('arch,over', [('llama', {}), ('mistral', {}), ('qwen2', {}), ('qwen3', {}), ('phi3', {}),
+                                       ('gemma2', {}), ('mixtral', {}), ('llama', dict(tie_word_embeddings=True))])
 def test_parameters_equal_the_model(arch, over):
     pytest.importorskip('transformers')
     from tqcook import models
     loaded = models.tiny(arch, **over)
     p = roofline.parameters(loaded.model.config)
-    small = sum(t.numel() for n, t in loaded.model.named_parameters() if t.ndim == 1 or 'router' in n or n.endswith('mlp.gate.weight'))
+    small = sum(t.numel() for n, t in loaded.model.named_parameters() if t.ndim == 1 or 'router' in n
+                or n.endswith('mlp.gate.weight'))
     assert p['linear'] + p['embedding'] + p['head'] == loaded.n_params - small
 
 
@@ -21,7 +24,8 @@ def test_splits_conserve_bytes():
     whole = roofline.memory_plan(CONFIG, 'fp8', batch=4, context=128)
     halves = roofline.memory_plan(CONFIG, 'fp8', batch=4, context=128, tp=2)
     assert whole.weights == pytest.approx(2 * halves.weights) and whole.cache == pytest.approx(2 * halves.cache)
-    copied = roofline.memory_plan(CONFIG, 'fp8', batch=4, context=128, tp=4) # two KV heads on four slices: each keeps a whole one
+    # two KV heads on four slices: each keeps a whole one
+    copied = roofline.memory_plan(CONFIG, 'fp8', batch=4, context=128, tp=4)
     assert copied.cache == pytest.approx(halves.cache) and copied.weights < halves.weights
 
 
@@ -37,7 +41,9 @@ def test_parallel_plan_grows_with_the_load():
     assert roofline.nodes(large, 2) == -(-large.gpus // 2)
 
 
-@pytest.mark.parametrize('config', [{}, dict(CONFIG, vocab_size='many'), dict(hidden_size=64, num_hidden_layers=2, num_attention_heads=2, vocab_size=10)])
+@pytest.mark.parametrize('config',
+                         [{}, dict(CONFIG, vocab_size='many'),
+                          dict(hidden_size=64, num_hidden_layers=2, num_attention_heads=2, vocab_size=10)])
 def test_configs_that_say_too_little(config):
     with pytest.raises(CookError): roofline.parameters(config)
 

@@ -43,7 +43,8 @@ def worker_of(log): return int(re.search(r'worker (\d+)', Path(log).read_text())
 
 def command(runtime, tmp_path, port, **kw):
     s = trtllm.llm_settings('fp8', Workload(64, 8, 4))
-    return trtllm.serve_command(tmp_path/'ckpt', s, port, options=str(trtllm.write_options(s, tmp_path/'serve.yaml')), runtime=runtime)
+    return trtllm.serve_command(tmp_path/'ckpt', s, port, options=str(trtllm.write_options(s, tmp_path/'serve.yaml')),
+                                runtime=runtime)
 
 
 # --- finding it
@@ -59,7 +60,8 @@ def test_unknown_version_is_refused(version, tmp_path, monkeypatch):
 
 def test_container_command_is_split_without_a_shell(env, monkeypatch):
     monkeypatch.delenv('TQCOOK_TRTLLM_PYTHON', raising=False)
-    monkeypatch.setenv('TQCOOK_TRTLLM_COMMAND', f'/usr/bin/env PATH="{env.parent}:/usr/bin:/bin" A="$(touch /tmp/never)"')
+    monkeypatch.setenv('TQCOOK_TRTLLM_COMMAND', f'/usr/bin/env PATH="{env.parent}:/usr/bin:/bin" A="$(touch '
+                       f'/tmp/never)"')
     (env.parent/'python3').unlink(missing_ok=True); (env.parent/'python3').symlink_to(env)
     r = trtllm.find()
     assert r.version == '1.2.1' and r.tool('trtllm-serve')[-1] == 'trtllm-serve' and not Path('/tmp/never').exists()
@@ -84,7 +86,8 @@ def test_serve_complete_and_load(runtime, tmp_path):
         assert l.requests == 12 and l.failed == 0 and 0 < l.ttft['p50'] <= l.ttft['p95'] and l.gap['p50'] > 1e-3
         assert abs(l.tokens_per_second * l.seconds - 60) < 1e-6
         with pytest.raises(CookError, match='404'): s.request('/v1/nothing')
-        with pytest.raises(CookError, match='400.*nosuch'): s.request('/v1/completions', dict(model='ckpt', prompt='a', max_tokens=1, nosuch=1))
+        with pytest.raises(CookError, match='400.*nosuch'):
+            s.request('/v1/completions', dict(model='ckpt', prompt='a', max_tokens=1, nosuch=1))
         pids = s.process.pid, worker_of(log)
     assert all(gone(p) for p in pids), 'a process is left running'
     assert trtllm.port_is_free(port)
@@ -106,7 +109,8 @@ def test_server_that_dies_leaves_its_reason_and_no_process(runtime, tmp_path, mo
 
 
 def test_server_that_never_gets_ready_is_killed(runtime, tmp_path, monkeypatch):
-    monkeypatch.setenv('STANDIN_SERVE', 'hang'); monkeypatch.setattr(trtllm._end, '__defaults__', (1,)); port = free_port()
+    monkeypatch.setenv('STANDIN_SERVE',
+                       'hang'); monkeypatch.setattr(trtllm._end, '__defaults__', (1,)); port = free_port()
     with pytest.raises(CookError, match='not ready after.*\n.*loading'):
         with trtllm.serve(command(runtime, tmp_path, port), port, tmp_path/'log', ready=4): pass
     assert gone(worker_of(tmp_path/'log'))
@@ -115,7 +119,8 @@ def test_server_that_never_gets_ready_is_killed(runtime, tmp_path, monkeypatch):
 def test_an_error_in_the_block_ends_the_server(runtime, tmp_path):
     port = free_port()
     with pytest.raises(KeyboardInterrupt):
-        with trtllm.serve(command(runtime, tmp_path, port), port, tmp_path/'log', ready=60) as s: raise KeyboardInterrupt
+        with trtllm.serve(command(runtime, tmp_path, port), port, tmp_path/'log', ready=60) as s:
+            raise KeyboardInterrupt
     assert gone(s.process.pid) and gone(worker_of(tmp_path/'log'))
 
 
@@ -125,13 +130,15 @@ def test_a_killed_parent_takes_the_server_along(runtime, tmp_path):
     p = subprocess.Popen([sys.executable, '-c', code], stdout=subprocess.PIPE, text=True, cwd=HERE.parent)
     pid = int(p.stdout.readline()); p.kill(); p.wait()
     assert gone(pid)
-    os.kill(worker_of(tmp_path/'log'), signal.SIGKILL) # the stand-in does not pass the signal on; the real server ends its workers
+    # the stand-in does not pass the signal on; the real server ends its workers
+    os.kill(worker_of(tmp_path/'log'), signal.SIGKILL)
 
 
 def test_settings_outside_the_contract_are_refused_by_the_stand_in(runtime, tmp_path):
     port = free_port()
     with pytest.raises(CookError, match='unrecognized arguments: --max_tokens'):
-        with trtllm.serve([*command(runtime, tmp_path, port), '--max_tokens', '5'], port, tmp_path/'log', ready=30): pass
+        with trtllm.serve([*command(runtime, tmp_path, port), '--max_tokens', '5'], port, tmp_path/'log', ready=30):
+            pass
 
 
 # --- scoring
@@ -181,7 +188,8 @@ def test_block_reuse_is_refused_and_would_be_noticed(checkpoint, runtime, tmp_pa
     ref, ids = engine.load(checkpoint, device='cpu', kernels='reference'), torch.arange(48)[None]
     with pytest.raises(CookError, match='reuse'): trtllm.Scorer(checkpoint, runtime, trtllm.llm_settings('fp8'), ref)
     s = trtllm.Scorer(checkpoint, runtime, scoring(), ref, work=tmp_path)
-    spec = json.loads(s._spec); spec['llm']['kv_cache_config']['enable_block_reuse'] = True; s._spec = json.dumps(spec) # past the guard, into the trap
+    # past the guard, into the trap
+    spec = json.loads(s._spec); spec['llm']['kv_cache_config']['enable_block_reuse'] = True; s._spec = json.dumps(spec)
     with s:
         s.hidden(ids)
         with pytest.raises(CookError, match='16 rows of logits for 48 tokens'): s.hidden(ids)
@@ -200,14 +208,16 @@ def test_a_checkpoint_that_cannot_be_loaded(runtime, tmp_path):
 def report(runtime, tmp_path, what='throughput'):
     w = Workload(16, 4, 2)
     data = trtllm.bench_dataset([range(64)], tmp_path/'r.jsonl', w, 6)
-    trtllm.call(trtllm.bench_command(what, tmp_path, data, tmp_path/'report.json', w, runtime=runtime), tmp_path/'bench.log', 60)
+    trtllm.call(trtllm.bench_command(what, tmp_path, data, tmp_path/'report.json', w, runtime=runtime),
+                tmp_path/'bench.log', 60)
     return tmp_path/'report.json'
 
 
 @pytest.mark.parametrize('what', ['throughput', 'latency'])
 def test_bench_runs_and_is_read(runtime, tmp_path, what):
     b = trtllm.read_report(report(runtime, tmp_path, what), '1.2.1')
-    assert (b.requests, b.input_len, b.output_len) == (6, 16., 4.) and b.ttft == dict(p50=.01, p95=.01) and b.latency == .05
+    assert (b.requests, b.input_len,
+            b.output_len) == (6, 16., 4.) and b.ttft == dict(p50=.01, p95=.01) and b.latency == .05
     assert '1.00' in trtllm.bench_table(dict(base=b, fp8=b))
 
 
@@ -232,14 +242,17 @@ def test_benchmarks_that_cannot_be_compared(runtime, tmp_path):
 # --- engines
 
 def test_legacy_engine_and_its_passport(runtime, tmp_path):
-    seconds = trtllm.build_engine(tmp_path/'model', tmp_path/'out', lookup('a100'), runtime, 'int8_sq', workload=Workload(16, 4, 2), scoring=True,
+    seconds = trtllm.build_engine(tmp_path/'model', tmp_path/'out', lookup('a100'), runtime, 'int8_sq',
+                                  workload=Workload(16, 4, 2), scoring=True,
                                   examples=str(Path(runtime.tools).parent/'examples'))
     p = json.loads((tmp_path/'out'/'engine'/'passport.json').read_text())
-    assert set(seconds) == {'convert', 'build'} and p['kind'] == 'engine' and p['device']['sm'] == 80 and p['versions']['tensorrt_llm'] == '1.2.1'
+    assert set(seconds) == {'convert',
+                            'build'} and p['kind'] == 'engine' and p['device']['sm'] == 80 and p['versions']['tensorrt_llm'] == '1.2.1'
 
 
 def test_no_engines_in_new_versions():
-    with pytest.raises(CookError, match='no engine backend.*1.2.1'): trtllm.engine_commands('m', 'o', version='1.4.0rc1')
+    with pytest.raises(CookError, match='no engine backend.*1.2.1'):
+        trtllm.engine_commands('m', 'o', version='1.4.0rc1')
 
 
 # --- refused before serving
@@ -258,7 +271,9 @@ def test_contract_agrees_with_the_stand_in(runtime): assert trtllm.check_contrac
 
 
 def test_contract_check_can_fail(runtime, monkeypatch):
-    more = [trtllm.Item('serve', '--max_tokens', '1.0', '', 'invented'), trtllm.Item('LLM', 'nosuch', '1.0', '', 'invented'), trtllm.Item('import', 'tensorrt_llm.Nothing', '1.0', '', 'invented')]
+    more = [trtllm.Item('serve', '--max_tokens', '1.0', '', 'invented'),
+            trtllm.Item('LLM', 'nosuch', '1.0', '', 'invented'),
+            trtllm.Item('import', 'tensorrt_llm.Nothing', '1.0', '', 'invented')]
     monkeypatch.setattr(trtllm, 'CONTRACT', trtllm.CONTRACT + more)
     assert len(trtllm.check_contract(runtime)) == 3
 
@@ -266,32 +281,38 @@ def test_contract_check_can_fail(runtime, monkeypatch):
 def test_nothing_in_the_contract_is_unused_and_no_flag_is_outside_it():
     source = Path(trtllm.__file__).read_text()
     start = source.index('CONTRACT = ['); code = source[:start] + source[source.index('def known('):]
-    unused = [i.name for i in trtllm.CONTRACT if i.name.rpartition('.')[2] not in code and i.kind not in ('report', 'RequestOutput')]
+    unused = [i.name for i in trtllm.CONTRACT if i.name.rpartition('.')[2] not in code
+              and i.kind not in ('report', 'RequestOutput')]
     assert not unused, unused
-    own = {'--rm', '--gpus', '--ipc', '--network', '--ulimit', '--help', '--report_json'} | set(re.findall(r'(?:srun|#SBATCH) [^\n]*|container-[a-z]+', code))
+    own = {'--rm', '--gpus', '--ipc', '--network', '--ulimit', '--help',
+           '--report_json'} | set(re.findall(r'(?:srun|#SBATCH) [^\n]*|container-[a-z]+', code))
     flags = set(re.findall(r"'(--[a-zA-Z_-]+)'", code)) - own
     assert flags <= {i.name for i in trtllm.CONTRACT}, flags - {i.name for i in trtllm.CONTRACT}
 
 
 def test_imports_nothing_heavy():
     code = "import sys, tqcook.trtllm, tqcook.compile, tqcook.roofline; print([m for m in ('torch', 'modelopt', 'transformers', 'onnx', 'tensorrt_rtx') if m in sys.modules])"
-    assert subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, cwd=HERE.parent).stdout.strip() == '[]'
+    assert subprocess.run([sys.executable, '-c', code], capture_output=True, text=True,
+                          cwd=HERE.parent).stdout.strip() == '[]'
 
 
 # --- the recipe
 
 def _run(recipe, out, **values):
     p = [x for k, v in values.items() for x in ('-p', f'{k}={v}')]
-    return subprocess.run([sys.executable, '-m', 'tqcook', 'run', recipe, '-o', str(out), *p], capture_output=True, text=True, cwd=HERE.parent)
+    return subprocess.run([sys.executable, '-m', 'tqcook', 'run', recipe, '-o', str(out), *p], capture_output=True,
+                          text=True, cwd=HERE.parent)
 
 
 def test_recipe_serve_skips_honestly(tmp_path, monkeypatch):
-    monkeypatch.delenv('TQCOOK_TRTLLM_PYTHON', raising=False); monkeypatch.delenv('TQCOOK_TRTLLM_COMMAND', raising=False)
+    monkeypatch.delenv('TQCOOK_TRTLLM_PYTHON',
+                       raising=False); monkeypatch.delenv('TQCOOK_TRTLLM_COMMAND', raising=False)
     r = _run('serve', tmp_path/'run', calib_samples=4, max_windows=4)
     assert r.returncode == 0, r.stderr[-2000:]
     d = json.loads((tmp_path/'run'/'results.json').read_text())
     status = {s['name']: s['status'] for s in d['stages']}
-    assert {k for k, v in status.items() if v == 'skipped'} == {'serve', 'load', 'parity', 'bench'} and status['check and passport'] == 'ran'
+    assert {k for k, v in status.items()
+            if v == 'skipped'} == {'serve', 'load', 'parity', 'bench'} and status['check and passport'] == 'ran'
     assert d['details']['commands']['serve'].startswith('trtllm-serve ') and 'quality' not in d and 'load' not in d['engine']
     assert all('not installed' in s['reason'] for s in d['stages'] if s['status'] == 'skipped')
 

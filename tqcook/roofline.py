@@ -13,7 +13,7 @@ from . import schemes
 from .core import CookError, fmt_bytes, md_table, read_json
 from .device import Device, lookup
 
-# %% ../nbs/11_roofline.ipynb #3fa13011
+# %% ../nbs/11_roofline.ipynb #195b7348
 def _config(source) -> dict:
     "config.json as a dict, from a dict, a transformers config, a directory or a shape's name."
     if isinstance(source, dict): return source
@@ -31,20 +31,27 @@ def parameters(
 ) -> dict: # counts: linear (what a scheme quantizes), embedding, head, layers, kv_heads, head_dim
     "Parameter counts of a Llama-like decoder, from its config."
     c = _config(config); c = c.get('text_config', c)
-    try: h, layers, n, vocab, inner = (int(c[k]) for k in ('hidden_size', 'num_hidden_layers', 'num_attention_heads', 'vocab_size', 'moe_intermediate_size' if c.get('moe_intermediate_size') else 'intermediate_size'))
-    except (KeyError, TypeError, ValueError) as e: raise CookError(f'the config has no usable {e}; memory is planned for Llama-like decoders') from None
+    try:
+        h, layers, n, vocab, inner = (int(c[k])
+                                      for k in ('hidden_size', 'num_hidden_layers', 'num_attention_heads', 'vocab_size',
+                                                'moe_intermediate_size' if c.get('moe_intermediate_size')
+                                                else 'intermediate_size'))
+    except (KeyError, TypeError, ValueError) as e:
+        raise CookError(f'the config has no usable {e}; memory is planned for Llama-like decoders') from None
     kv, d = int(c.get('num_key_value_heads') or n), int(c.get('head_dim') or h // n)
     experts = int(c.get('num_local_experts') or c.get('num_experts') or 1)
     linear = layers * (h * (n + 2 * kv) * d + n * d * h + experts * 3 * h * inner)
-    return dict(linear=linear, embedding=vocab * h, head=0 if c.get('tie_word_embeddings') else vocab * h, layers=layers, heads=n, kv_heads=kv, head_dim=d,
+    return dict(linear=linear, embedding=vocab * h, head=0 if c.get('tie_word_embeddings') else vocab * h,
+                layers=layers, heads=n, kv_heads=kv, head_dim=d,
                 hidden=h, inner=inner, vocab=vocab, experts=experts)
 
-# %% ../nbs/11_roofline.ipynb #18a0a0db
+# %% ../nbs/11_roofline.ipynb #0f66dbf6
 def weight_bits(scheme: str) -> float:
     "Bits a quantized weight takes, scales included; 'none' is BF16."
     if scheme == 'none': return 16.
     s = schemes.get(scheme)
-    scale = {'tensor': 0., 'channel': 32 / 4096, 'block': 32 / (s.block or 1)**2, 'group': (8 if s.w_dtype == 'e2m1' else 16) / (s.block or 1)}[s.w_granularity]
+    scale = {'tensor': 0., 'channel': 32 / 4096, 'block': 32 / (s.block or 1)**2,
+             'group': (8 if s.w_dtype == 'e2m1' else 16) / (s.block or 1)}[s.w_granularity]
     return s.w_bits + scale # 4096: a typical row; the scale of a channel is negligible either way
 
 def kv_bytes(
@@ -54,7 +61,7 @@ def kv_bytes(
     "Bytes of KV cache for one token."
     return 2 * p['layers'] * p['kv_heads'] * p['head_dim'] * (1 if schemes.check_kv(kv) == 'fp8' else 2)
 
-# %% ../nbs/11_roofline.ipynb #28b7600c
+# %% ../nbs/11_roofline.ipynb #6c9a9b48
 RESERVED = 1.5e9 # bytes a GPU: CUDA context, cuBLAS and NCCL workspaces, CUDA graphs; an estimate
 
 @dataclass
@@ -81,20 +88,26 @@ class MemoryPlan:
     def gpus(self): return self.tp * self.pp
     @property
     def tokens(self): # that the KV cache can hold
-        return None if self.memory is None else max(0, int((self.memory - self.weights - self.workspace) * self.fraction / self.per_token))
+        if self.memory is None: return None
+        return max(0, int((self.memory - self.weights - self.workspace) * self.fraction / self.per_token))
     @property
     def requests(self): # of `context` tokens at once
         return None if self.tokens is None else self.tokens // self.context
     def to_dict(self):
-        return dict(scheme=self.scheme, kv=self.kv, batch=self.batch, context=self.context, tp=self.tp, pp=self.pp, bytes=dict(weights=self.weights, cache=self.cache,
-                    workspace=self.workspace, total=self.total), fits=self.fits, requests=self.requests, device=self.device)
+        return dict(scheme=self.scheme, kv=self.kv, batch=self.batch, context=self.context, tp=self.tp, pp=self.pp,
+                    bytes=dict(weights=self.weights, cache=self.cache,
+                    workspace=self.workspace, total=self.total), fits=self.fits, requests=self.requests,
+                    device=self.device)
     def _repr_markdown_(self):
-        rows = [('weights', fmt_bytes(self.weights)), (f'KV cache, {self.batch} × {self.context:,} tokens', fmt_bytes(self.cache)),
+        rows = [('weights', fmt_bytes(self.weights)),
+                (f'KV cache, {self.batch} × {self.context:,} tokens', fmt_bytes(self.cache)),
                 ('workspace (estimate)', fmt_bytes(self.workspace)), ('**together**', fmt_bytes(self.total))]
-        if self.memory: rows += [(self.device, f'{fmt_bytes(self.memory)}: {"fits" if self.fits else "**does not fit**"}'), (f'requests of {self.context:,} tokens at once', f'{self.requests:,}')]
+        if self.memory:
+            rows += [(self.device, f'{fmt_bytes(self.memory)}: {"fits" if self.fits else "**does not fit**"}'),
+                     (f'requests of {self.context:,} tokens at once', f'{self.requests:,}')]
         return md_table(rows, [f'{self.scheme}, KV cache {self.kv}, tp {self.tp} × pp {self.pp}', 'each GPU:'])
 
-# %% ../nbs/11_roofline.ipynb #68055839
+# %% ../nbs/11_roofline.ipynb #d565f1a5
 def memory_plan(
     config, # see `parameters`
     scheme: str = 'none',
@@ -110,19 +123,25 @@ def memory_plan(
     p = parameters(config)
     for k, v in dict(batch=batch, context=context, tp=tp, pp=pp).items():
         if not isinstance(v, int) or v < 1: raise CookError(f'{k} is {v!r}; expected a whole number of at least 1')
-    if p['heads'] % tp: raise CookError(f'tp is {tp}, which does not divide the {p["heads"]} attention heads; take one of {[t for t in (1, 2, 4, 8, 16, 32) if not p["heads"] % t]}')
-    if tp > p['kv_heads'] and tp % p['kv_heads'] or tp <= p['kv_heads'] and p['kv_heads'] % tp: raise CookError(f'tp is {tp}, which does not go together with {p["kv_heads"]} KV heads')
+    if p['heads'] % tp:
+        raise CookError(f'tp is {tp}, which does not divide the {p["heads"]} attention heads; take one of '
+                        f'{[t for t in (1, 2, 4, 8, 16, 32) if not p["heads"] % t]}')
+    if tp > p['kv_heads'] and tp % p['kv_heads'] or tp <= p['kv_heads'] and p['kv_heads'] % tp:
+        raise CookError(f'tp is {tp}, which does not go together with {p["kv_heads"]} KV heads')
     if pp > p['layers']: raise CookError(f'pp is {pp}, and the model has {p["layers"]} layers only')
     share = math.ceil(p['layers'] / pp) / p['layers'] # of the layers, on the fullest stage
     ends = 2 * max(p['embedding'], p['head'] or p['embedding']) if pp > 1 else 2 * (p['embedding'] + p['head'])
-    token = kv_bytes(p, kv) * share * max(1 / tp, 1 / p['kv_heads']) # fewer KV heads than slices: each slice keeps a copy of one
+    # fewer KV heads than slices: each slice keeps a copy of one
+    token = kv_bytes(p, kv) * share * max(1 / tp, 1 / p['kv_heads'])
     flight = min(max_num_tokens, batch * context)
     work = flight * 2 * (4 * p['hidden'] + 3 * p['inner'] // tp) + 4 * min(batch, flight) * p['vocab'] // tp + RESERVED
     if isinstance(device, str): device = lookup(device)
-    return MemoryPlan(scheme, kv, batch, context, tp, pp, p['linear'] * share / tp * weight_bits(scheme) / 8 + ends / tp, token * batch * context, work, token,
-                      device.memory_bytes if device and device.kind == 'cuda' else None, device.name if device and device.kind == 'cuda' else '')
+    return MemoryPlan(scheme, kv, batch, context, tp, pp, p['linear'] * share / tp * weight_bits(scheme) / 8
+                      + ends / tp, token * batch * context, work, token,
+                      device.memory_bytes if device and device.kind == 'cuda' else None,
+                      device.name if device and device.kind == 'cuda' else '')
 
-# %% ../nbs/11_roofline.ipynb #b1fd7f18
+# %% ../nbs/11_roofline.ipynb #4e1e161b
 def parallel_plan(
     config, # see `parameters`
     scheme: str = 'none',
@@ -134,8 +153,10 @@ def parallel_plan(
     max_gpus: int = 64,
 ) -> MemoryPlan: # raises `CookError` when `max_gpus` are not enough
     "The smallest tensor- and pipeline-parallel split that fits."
-    splits = sorted({(tp, pp) for tp in (1, 2, 4, 8, 16) for pp in range(1, 17) if tp <= gpus_per_node and tp * pp <= max_gpus
-                     and (pp == 1 or tp == gpus_per_node or tp * pp > gpus_per_node)}, key=lambda s: (s[0] * s[1], s[1]))
+    splits = sorted({(tp, pp) for tp in (1, 2, 4, 8, 16) for pp in range(1, 17) if tp <= gpus_per_node
+                     and tp * pp <= max_gpus
+                     and (pp == 1 or tp == gpus_per_node or tp * pp > gpus_per_node)},
+                    key=lambda s: (s[0] * s[1], s[1]))
     last = None
     for tp, pp in splits:
         try: last = memory_plan(config, scheme, kv, batch, context, tp, pp, device)
@@ -143,8 +164,10 @@ def parallel_plan(
             if 'tp is' in str(e) or 'pp is' in str(e): continue
             raise
         if last.fits: return last
-    raise CookError(f'{batch} requests of {context} tokens in {scheme} do not fit on {max_gpus} × {last.device if last else device}'
-                    + (f': {fmt_bytes(last.total)} on each' if last else '') + '; take fewer requests, a shorter context or a smaller format')
+    raise CookError(f'{batch} requests of {context} tokens in {scheme} do not fit on {max_gpus} × '
+                    f'{last.device if last else device}'
+                    + (f': {fmt_bytes(last.total)} on each' if last else '') + '; take fewer requests, a shorter '
+                    'context or a smaller format')
 
 def nodes(plan: MemoryPlan, gpus_per_node: int = 8) -> int:
     "Machines that a plan needs."

@@ -9,8 +9,9 @@ __all__ = ['OLDEST', 'NEWEST', 'LAST_ENGINE', 'CONTRACT', 'Item', 'known', 'use'
            'synthetic_command', 'Bench', 'read_report', 'bench_table', 'call', 'ready', 'engine_commands',
            'build_engine', 'slurm_script', 'check_contract']
 
-# %% ../nbs/12_trtllm.ipynb #7ea1a915
-import contextlib, http.client, importlib.util, inspect, json, math, os, shlex, shutil, signal, socket, subprocess, sys, tempfile, threading, time
+# %% ../nbs/12_trtllm.ipynb #db947c80
+import contextlib, http.client, importlib.util, inspect, json, os, shlex, shutil, signal, socket, subprocess, sys
+import tempfile, threading, time
 from collections import deque
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +19,7 @@ from . import schemes
 from .core import CookError, suggest, read_json, atomic_write, fmt_seconds, md_table
 from .schemes import version_key, trtllm_support, has_engine_backend
 
-# %% ../nbs/12_trtllm.ipynb #1844eea2
+# %% ../nbs/12_trtllm.ipynb #de3132b6
 OLDEST, NEWEST, LAST_ENGINE = '1.0', '1.4', '1.3.0rc20'
 
 @dataclass(frozen=True)
@@ -29,43 +30,66 @@ class Item:
     since: str
     until: str
     source: str
-    def in_version(self, version): return version_key(self.since + '.0rc0' if self.since.count('.') == 1 else self.since) <= version_key(version) and (not self.until or version_key(version) <= version_key(self.until))
+    def in_version(self, version):
+        "Whether a version has it; '1.2' includes the candidates of 1.2.0."
+        first = version_key(self.since + '.0rc0' if self.since.count('.') == 1 else self.since)
+        return first <= version_key(version) and (not self.until or version_key(version) <= version_key(self.until))
 
 _E = LAST_ENGINE
 CONTRACT = [Item(kind, n, since, until, source) for kind, names, since, until, source in [
-    ('import', 'tensorrt_llm.LLM tensorrt_llm.SamplingParams tensorrt_llm.llmapi.KvCacheConfig tensorrt_llm.llmapi.CudaGraphConfig tensorrt_llm.llmapi.TorchCompileConfig', '1.0', '', 'tensorrt_llm/__init__.py, llmapi/__init__.py'),
+    ('import', 'tensorrt_llm.LLM tensorrt_llm.SamplingParams tensorrt_llm.llmapi.KvCacheConfig '
+     'tensorrt_llm.llmapi.CudaGraphConfig tensorrt_llm.llmapi.TorchCompileConfig', '1.0', '',
+     'tensorrt_llm/__init__.py, llmapi/__init__.py'),
     ('import', 'tensorrt_llm._tensorrt_engine.LLM', '1.0', _E, 'tensorrt_llm/_tensorrt_engine; removed by #15918'),
-    ('LLM', 'model tensor_parallel_size pipeline_parallel_size max_batch_size max_num_tokens max_seq_len kv_cache_config', '1.0', '', 'api_stability/references_committed/llm.yaml'),
-    ('LLM', 'cuda_graph_config torch_compile_config attn_backend', '1.0', '', 'api_stability/references/llm.yaml (beta, prototype, beta)'),
+    ('LLM', 'model tensor_parallel_size pipeline_parallel_size max_batch_size max_num_tokens max_seq_len '
+     'kv_cache_config', '1.0', '', 'api_stability/references_committed/llm.yaml'),
+    ('LLM', 'cuda_graph_config torch_compile_config attn_backend', '1.0', '', 'api_stability/references/llm.yaml '
+     '(beta, prototype, beta)'),
     ('LLM', 'orchestrator_type', '1.2', '', 'api_stability/references/llm.yaml (prototype); #7520'),
     ('KvCacheConfig', 'enable_block_reuse free_gpu_memory_fraction', '1.0', '', 'llmapi/llm_args.py'),
     ('CudaGraphConfig', 'max_batch_size enable_padding', '1.0', '', 'llmapi/llm_args.py (padding_enabled before 1.0)'),
     ('TorchCompileConfig', 'enable_piecewise_cuda_graph', '1.0', '', 'llmapi/llm_args.py'),
-    ('SamplingParams', 'max_tokens return_context_logits', '1.0', '', 'api_stability/references_committed/sampling_params.yaml'),
+    ('SamplingParams', 'max_tokens return_context_logits', '1.0', '',
+     'api_stability/references_committed/sampling_params.yaml'),
     ('generate', 'inputs sampling_params use_tqdm', '1.0', '', 'api_stability/references_committed/llm.yaml'),
-    ('RequestOutput', 'context_logits outputs', '1.0', '', 'api_stability/references_committed/request_output.yaml; context logits on the PyTorch backend: #4538'),
-    ('serve', '--host --port --tp_size --pp_size --max_batch_size --max_num_tokens --max_seq_len --extra_llm_api_options --log_level', '1.0', '', 'commands/serve.py, api_stability/references/trtllm_serve_cli.yaml'),
-    ('endpoint', '/health /v1/models /v1/completions', '1.0', '', 'serve/openai_server.py, api_stability/references/trtllm_serve_api.yaml'),
+    ('RequestOutput', 'context_logits outputs', '1.0', '', 'api_stability/references_committed/request_output.yaml; '
+     'context logits on the PyTorch backend: #4538'),
+    ('serve', '--host --port --tp_size --pp_size --max_batch_size --max_num_tokens --max_seq_len '
+     '--extra_llm_api_options --log_level', '1.0', '', 'commands/serve.py, '
+     'api_stability/references/trtllm_serve_cli.yaml'),
+    ('endpoint', '/health /v1/models /v1/completions', '1.0', '', 'serve/openai_server.py, '
+     'api_stability/references/trtllm_serve_api.yaml'),
     ('completions', 'model prompt max_tokens temperature stream ignore_eos', '1.0', '', 'serve/openai_protocol.py'),
     ('launch', 'trtllm-llmapi-launch', '1.0', '', 'examples/llm-api/llm_mgmn_trtllm_serve.sh'),
     ('bench', '--model --model_path', '1.0', '', 'commands/bench.py'),
-    ('bench throughput', '--dataset --backend --report_json --streaming --concurrency --max_batch_size --max_num_tokens --max_seq_len --tp --pp', '1.0', '', 'bench/benchmark/throughput.py'),
-    ('bench latency', '--dataset --backend --report_json --concurrency --max_seq_len --tp --pp', '1.0', '', 'bench/benchmark/low_latency.py'),
-    ('bench prepare-dataset', '--output token-norm-dist --num-requests --input-mean --input-stdev --output-mean --output-stdev', '1.2', '', 'bench/dataset/prepare_dataset.py, prepare_synthetic_data.py'),
+    ('bench throughput', '--dataset --backend --report_json --streaming --concurrency --max_batch_size '
+     '--max_num_tokens --max_seq_len --tp --pp', '1.0', '', 'bench/benchmark/throughput.py'),
+    ('bench latency', '--dataset --backend --report_json --concurrency --max_seq_len --tp '
+     '--pp', '1.0', '', 'bench/benchmark/low_latency.py'),
+    ('bench prepare-dataset', '--output token-norm-dist --num-requests --input-mean --input-stdev --output-mean '
+     '--output-stdev', '1.2', '', 'bench/dataset/prepare_dataset.py, prepare_synthetic_data.py'),
     ('dataset row', 'task_id input_ids output_tokens', '1.0', '', 'bench/utils/data.py: create_dataset_from_stream'),
-    ('report', 'engine.version engine.backend engine.dtype engine.kv_cache_dtype engine.quantization world_info.tp_size world_info.pp_size world_info.max_batch_size '
-               'request_info.num_requests request_info.avg_input_length request_info.avg_output_length performance.total_latency_ms performance.avg_request_latency_ms '
-               'performance.request_throughput_req_s performance.system_output_throughput_tok_s performance.output_throughput_per_gpu_tok_s', '1.0', '', 'bench/dataclasses/reporting.py: get_statistics_dict'),
-    ('report streaming', 'streaming_metrics.ttft_percentiles streaming_metrics.tpot_percentiles', '1.0', '', 'bench/dataclasses/reporting.py: get_statistics_dict'),
-    ('build', '--checkpoint_dir --output_dir --max_batch_size --max_input_len --max_seq_len --max_num_tokens --gather_context_logits --kv_cache_type --use_paged_context_fmha --use_fp8_context_fmha --workers', '1.0', _E, 'commands/build.py, plugin/plugin.py; removed by #15918'),
-    ('quantize.py', '--model_dir --qformat --kv_cache_dtype --dtype --calib_size --calib_max_seq_length --tp_size --pp_size --output_dir', '1.0', _E, 'examples/quantization/quantize.py; deleted on main'),
+    ('report', 'engine.version engine.backend engine.dtype engine.kv_cache_dtype engine.quantization '
+     'world_info.tp_size world_info.pp_size world_info.max_batch_size '
+               'request_info.num_requests request_info.avg_input_length request_info.avg_output_length '
+     'performance.total_latency_ms performance.avg_request_latency_ms '
+               'performance.request_throughput_req_s performance.system_output_throughput_tok_s '
+     'performance.output_throughput_per_gpu_tok_s', '1.0', '', 'bench/dataclasses/reporting.py: get_statistics_dict'),
+    ('report streaming', 'streaming_metrics.ttft_percentiles streaming_metrics.tpot_percentiles', '1.0', '',
+     'bench/dataclasses/reporting.py: get_statistics_dict'),
+    ('build', '--checkpoint_dir --output_dir --max_batch_size --max_input_len --max_seq_len --max_num_tokens '
+     '--gather_context_logits --kv_cache_type --use_paged_context_fmha --use_fp8_context_fmha '
+     '--workers', '1.0', _E, 'commands/build.py, plugin/plugin.py; removed by #15918'),
+    ('quantize.py', '--model_dir --qformat --kv_cache_dtype --dtype --calib_size --calib_max_seq_length --tp_size '
+     '--pp_size --output_dir', '1.0', _E, 'examples/quantization/quantize.py; deleted on main'),
 ] for n in names.split()]
 
 def known(version: str) -> str:
     "The version, when this package knows it; `CookError` otherwise."
     k = version_key(version)
     if not version_key(OLDEST + '.0rc0') <= k or k[:2] > version_key(NEWEST)[:2]:
-        raise CookError(f'TensorRT-LLM {version} is not known here: this package was written for {OLDEST} to {NEWEST}; take one of those, or extend CONTRACT in nbs/12_trtllm.ipynb')
+        raise CookError(f'TensorRT-LLM {version} is not known here: this package was written for {OLDEST} to {NEWEST}; '
+                        f'take one of those, or extend CONTRACT in nbs/12_trtllm.ipynb')
     return version
 
 def use(
@@ -75,12 +99,15 @@ def use(
 ) -> str: # the name
     "A name of TensorRT-LLM, if that version has it; `CookError` otherwise."
     rows = [i for i in CONTRACT if i.kind == kind and i.name == name]
-    if not rows: raise CookError(f'{name} is not in the contract for {kind}{suggest(name, [i.name for i in CONTRACT if i.kind == kind])}')
+    if not rows:
+        raise CookError(f'{name} is not in the contract for '
+                        f'{kind}{suggest(name, [i.name for i in CONTRACT if i.kind == kind])}')
     if not any(i.in_version(version) for i in rows):
-        r = rows[0]; raise CookError(f'TensorRT-LLM {version} has no {name} ({kind}): it exists from {r.since}' + (f' to {r.until}' if r.until else ''))
+        r = rows[0]; raise CookError(f'TensorRT-LLM {version} has no {name} ({kind}): it exists from {r.since}'
+                                     + (f' to {r.until}' if r.until else ''))
     return name
 
-# %% ../nbs/12_trtllm.ipynb #39fd7e7f
+# %% ../nbs/12_trtllm.ipynb #25a1d86b
 @dataclass
 class Runtime:
     "A TensorRT-LLM that can be called."
@@ -93,7 +120,9 @@ class Runtime:
         "Command that starts one of its programs."
         if self.tools is None: return [*self.python[:-1], name]
         path = shutil.which(name, path=str(self.tools)) or shutil.which(name)
-        if not path: raise CookError(f'{name} is neither beside {self.python[0]} nor on the path; TensorRT-LLM {self.version} may no longer have it')
+        if not path:
+            raise CookError(f'{name} is neither beside {self.python[0]} nor on the path; TensorRT-LLM {self.version} '
+                            f'may no longer have it')
         return [path]
 
 _ASK = "import importlib.metadata as m; print('tqcook:' + m.version('tensorrt_llm'))"
@@ -103,7 +132,8 @@ def container_command(
     mounts=(), # directories that shall be visible inside under the same path
 ) -> list:
     "The start of a command inside NVIDIA's container, with the limits that its quick-start asks for."
-    return ['docker', 'run', '--rm', '-i', '--gpus', 'all', '--ipc', 'host', '--network', 'host', '--ulimit', 'memlock=-1', '--ulimit', 'stack=67108864',
+    return ['docker', 'run', '--rm', '-i', '--gpus', 'all', '--ipc', 'host', '--network', 'host', '--ulimit',
+            'memlock=-1', '--ulimit', 'stack=67108864',
             *(x for m in mounts for x in ('-v', f'{Path(m).resolve()}:{Path(m).resolve()}')), image]
 
 def find(
@@ -113,15 +143,20 @@ def find(
     python, command = os.environ.get('TQCOOK_TRTLLM_PYTHON'), os.environ.get('TQCOOK_TRTLLM_COMMAND')
     if python: start, tools, where = [python], Path(python).parent, 'TQCOOK_TRTLLM_PYTHON'
     elif command: start, tools, where = [*shlex.split(command), 'python3'], None, 'TQCOOK_TRTLLM_COMMAND'
-    elif importlib.util.find_spec('tensorrt_llm'): start, tools, where = [sys.executable], Path(sys.executable).parent, 'this environment'
+    elif importlib.util.find_spec('tensorrt_llm'):
+        start, tools, where = [sys.executable], Path(sys.executable).parent, 'this environment'
     elif tool := shutil.which('trtllm-serve'):
         with open(tool, 'rb') as f: first = f.readline(300).decode(errors='replace')
-        start, tools, where = shlex.split(first.removeprefix('#!')) if first.startswith('#!') else ['python3'], Path(tool).parent, tool
+        start = shlex.split(first.removeprefix('#!')) if first.startswith('#!') else ['python3']
+        tools, where = Path(tool).parent, tool
     else: return None
     try: r = subprocess.run([*start, '-c', _ASK], capture_output=True, text=True, timeout=timeout)
-    except (OSError, subprocess.TimeoutExpired) as e: raise CookError(f'{where} is set to {shlex.join(start)}, which cannot be started: {e}') from None
+    except (OSError, subprocess.TimeoutExpired) as e:
+        raise CookError(f'{where} is set to {shlex.join(start)}, which cannot be started: {e}') from None
     line = next((l for l in r.stdout.splitlines() if l.startswith('tqcook:')), None)
-    if line is None: raise CookError(f'{where} leads to {shlex.join(start)}, which has no tensorrt_llm: {(r.stderr.strip().splitlines() or ["no message"])[-1]}')
+    if line is None:
+        raise CookError(f'{where} leads to {shlex.join(start)}, which has no tensorrt_llm: '
+                        f'{(r.stderr.strip().splitlines() or ["no message"])[-1]}')
     return Runtime(known(line.removeprefix('tqcook:')), start, tools, where)
 
 def missing() -> str:
@@ -129,7 +164,7 @@ def missing() -> str:
     return ('TensorRT-LLM is not installed here; set TQCOOK_TRTLLM_PYTHON to the Python of an environment that has it, '
             'or TQCOOK_TRTLLM_COMMAND to a container command')
 
-# %% ../nbs/12_trtllm.ipynb #1b43efe8
+# %% ../nbs/12_trtllm.ipynb #a68c3cef
 @dataclass(frozen=True)
 class Workload:
     "What a server will be asked."
@@ -138,9 +173,12 @@ class Workload:
     concurrency: int = 16 # requests at once
     def __post_init__(self):
         for k in ('input_len', 'output_len', 'concurrency'):
-            if not isinstance(getattr(self, k), int) or getattr(self, k) < 1: raise CookError(f'{k} is {getattr(self, k)!r}; expected a whole number of at least 1')
+            if not isinstance(getattr(self, k), int) or getattr(self, k) < 1:
+                raise CookError(f'{k} is {getattr(self, k)!r}; expected a whole number of at least 1')
 
-def _in_flight(w): return max(w.input_len, min(8192, w.input_len * w.concurrency)) # tokens in one step: a whole prompt at least, TensorRT-LLM's default at most
+def _in_flight(w):
+    # tokens in one step: a whole prompt at least, TensorRT-LLM's default at most
+    return max(w.input_len, min(8192, w.input_len * w.concurrency))
 
 @dataclass
 class Settings:
@@ -156,9 +194,11 @@ class Settings:
             for k in path: d = d.setdefault(k, {})
             d[last] = value
         return out
-    def _repr_markdown_(self): return md_table([(f'`{n}`', f'`{v}`', w) for n, v, w in self.rows], ['setting', 'value', 'why'])
+    def _repr_markdown_(self):
+        return md_table([(f'`{n}`', f'`{v}`', w) for n, v, w in self.rows], ['setting', 'value', 'why'])
 
-_NESTED = dict(kv_cache_config='KvCacheConfig', cuda_graph_config='CudaGraphConfig', torch_compile_config='TorchCompileConfig')
+_NESTED = dict(kv_cache_config='KvCacheConfig', cuda_graph_config='CudaGraphConfig',
+               torch_compile_config='TorchCompileConfig')
 
 def llm_settings(
     scheme: str, # a name from `schemes.SCHEMES`, or 'none'
@@ -174,24 +214,32 @@ def llm_settings(
     "Arguments for `LLM`, with reasons."
     known(version)
     if scheme != 'none':
-        s = trtllm_support(scheme, version, 'pytorch', device.sm if device is not None and device.kind == 'cuda' else None)
+        s = trtllm_support(scheme, version, 'pytorch', device.sm if device is not None and device.kind == 'cuda'
+                           else None)
         if s.how == 'refused': raise CookError(s.why)
     w, longest = workload, workload.input_len + workload.output_len
     rows = [('max_batch_size', w.concurrency, 'requests decoded together; memory for each is set aside'),
-            ('max_seq_len', longest, f'{w.input_len} of prompt and {w.output_len} of answer; the default would be the model\'s full context'),
-            ('max_num_tokens', _in_flight(w), 'tokens computed in one step; a whole prompt must fit, more lets several prompts share a step'),
+            ('max_seq_len', longest, f'{w.input_len} of prompt and {w.output_len} of answer; the default would be the '
+             f'model\'s full context'),
+            ('max_num_tokens', _in_flight(w), 'tokens computed in one step; a whole prompt must fit, more lets several '
+             'prompts share a step'),
             ('tensor_parallel_size', tp, 'GPUs that share every layer'),
             ('pipeline_parallel_size', pp, 'stages of layers, for several machines'),
             ('attn_backend', 'TRTLLM', 'the default, and the one that knows an FP8 KV cache')]
     if scoring:
-        rows += [('kv_cache_config.enable_block_reuse', False, 'with reuse, context logits of a shared beginning are silently left out (Model-Optimizer #1577)'),
+        rows += [('kv_cache_config.enable_block_reuse', False, 'with reuse, context logits of a shared beginning are '
+                  'silently left out (Model-Optimizer #1577)'),
                  ('kv_cache_config.free_gpu_memory_fraction', .5, 'logits of whole windows need memory too')]
     else:
         rows += [('kv_cache_config.enable_block_reuse', True, 'prompts that begin alike share their cache'),
-                 ('kv_cache_config.free_gpu_memory_fraction', .9, 'of what is left after the weights; this is where quantized weights pay'),
-                 ('cuda_graph_config.enable_padding', True, 'odd batch sizes run in the next larger graph instead of without one'),
+                 ('kv_cache_config.free_gpu_memory_fraction', .9, 'of what is left after the weights; this is where '
+                  'quantized weights pay'),
+                 ('cuda_graph_config.enable_padding', True, 'odd batch sizes run in the next larger graph instead of '
+                  'without one'),
                  ('cuda_graph_config.max_batch_size', w.concurrency, 'graphs for no more requests than there are')]
-    if piecewise: rows.append(('torch_compile_config.enable_piecewise_cuda_graph', True, 'graphs for prompts too; a prototype, and a slower start'))
+    if piecewise:
+        rows.append(('torch_compile_config.enable_piecewise_cuda_graph', True, 'graphs for prompts too; a prototype, '
+                     'and a slower start'))
     if orchestrator: rows.append(('orchestrator_type', orchestrator, 'starts the workers with Ray instead of MPI'))
     for name, *_ in rows: # nothing that the contract does not know
         top, _, leaf = name.partition('.')
@@ -199,12 +247,14 @@ def llm_settings(
         if leaf: use(_NESTED[top], leaf, version)
     return Settings(rows, version)
 
-# %% ../nbs/12_trtllm.ipynb #9866ea3a
-_FLAGS = dict(tensor_parallel_size='--tp_size', pipeline_parallel_size='--pp_size', max_batch_size='--max_batch_size', max_num_tokens='--max_num_tokens', max_seq_len='--max_seq_len')
+# %% ../nbs/12_trtllm.ipynb #403c0720
+_FLAGS = dict(tensor_parallel_size='--tp_size', pipeline_parallel_size='--pp_size', max_batch_size='--max_batch_size',
+              max_num_tokens='--max_num_tokens', max_seq_len='--max_seq_len')
 
 def _args(kind, version, values: dict) -> list:
     "Flags from a dict, each looked up in the contract; True stands for a flag without a value."
-    return [x for k, v in values.items() if v is not None and v is not False for x in ((use(kind, k, version),) if v is True else (use(kind, k, version), str(v)))]
+    return [x for k, v in values.items() if v is not None and v is not False
+            for x in ((use(kind, k, version),) if v is True else (use(kind, k, version), str(v)))]
 
 def serve_command(
     path, # checkpoint directory
@@ -215,19 +265,22 @@ def serve_command(
     runtime: Runtime|None = None, # where TensorRT-LLM is; None shows the plain command
 ) -> list:
     "The command that serves a checkpoint."
-    flat = {_FLAGS[n]: v for n, v, _ in settings.rows if n in _FLAGS}
     start = runtime.tool('trtllm-serve') if runtime else ['trtllm-serve']
-    return [*start, str(path), *_args('serve', settings.version, {'--host': host, '--port': port} | flat | {'--extra_llm_api_options': options, '--log_level': 'info'})]
+    flags = ({'--host': host, '--port': port} | {_FLAGS[n]: v for n, v, _ in settings.rows if n in _FLAGS}
+             | {'--extra_llm_api_options': options, '--log_level': 'info'})
+    return [*start, str(path), *_args('serve', settings.version, flags)]
 
 def write_options(settings: Settings, path) -> Path:
     "Write the settings that have no flag of their own."
-    return atomic_write(path, json.dumps({k: v for k, v in settings.kwargs().items() if k not in _FLAGS}, indent=1) + '\n')
+    return atomic_write(path, json.dumps({k: v for k, v in settings.kwargs().items() if k not in _FLAGS}, indent=1)
+                        + '\n')
 
-# %% ../nbs/12_trtllm.ipynb #377301ab
+# %% ../nbs/12_trtllm.ipynb #2e3537c0
 def _tail(path: Path, n: int = 15) -> str:
     "The last lines of a log."
     try:
-        with open(path, errors='replace') as f: return '\n'.join(l.rstrip()[:300] for l in deque(f, n)) or '(the log is empty)'
+        with open(path, errors='replace') as f:
+            return '\n'.join(l.rstrip()[:300] for l in deque(f, n)) or '(the log is empty)'
     except OSError: return '(there is no log)'
 
 def port_is_free(port: int, host: str = 'localhost') -> bool:
@@ -253,7 +306,9 @@ def _with_parent(): # runs in the child: when this kernel is killed, the server 
     with contextlib.suppress(Exception): ctypes.CDLL(None).prctl(1, signal.SIGTERM) # PR_SET_PDEATHSIG, Linux
 
 def _start(command, log, **kw):
-    try: return subprocess.Popen([str(c) for c in command], stderr=subprocess.STDOUT, start_new_session=True, preexec_fn=_with_parent, **{'stdout': log, 'stdin': subprocess.DEVNULL} | kw)
+    try:
+        return subprocess.Popen([str(c) for c in command], stderr=subprocess.STDOUT, start_new_session=True,
+                                preexec_fn=_with_parent, **{'stdout': log, 'stdin': subprocess.DEVNULL} | kw)
     except OSError as e: raise CookError(f'{command[0]} cannot be started: {e.strerror}') from None
 
 @dataclass
@@ -269,11 +324,15 @@ class Server:
         "One request; returns the decoded answer."
         c = http.client.HTTPConnection(self.host, self.port, timeout=timeout)
         try:
-            c.request('GET' if body is None else 'POST', path, None if body is None else json.dumps(body), {'Content-Type': 'application/json'})
+            c.request('GET' if body is None else 'POST', path, None if body is None else json.dumps(body),
+                      {'Content-Type': 'application/json'})
             r = c.getresponse(); data = r.read()
-        except OSError as e: raise CookError(f'the server does not answer {path}: {e}; last lines of its log:\n{_tail(self.log)}') from None
+        except OSError as e:
+            raise CookError(f'the server does not answer {path}: {e}; last lines of its '
+                            f'log:\n{_tail(self.log)}') from None
         finally: c.close()
-        if r.status != 200: raise CookError(f'the server answered {path} with {r.status}: {data[:300].decode(errors="replace")}')
+        if r.status != 200:
+            raise CookError(f'the server answered {path} with {r.status}: {data[:300].decode(errors="replace")}')
         return json.loads(data) if data.strip() else {}
 
 @contextlib.contextmanager
@@ -285,29 +344,35 @@ def serve(
     host: str = 'localhost',
 ):
     "Run a server for the length of a block; nothing is left running afterwards."
-    if not port_is_free(port, host): raise CookError(f'port {port} on {host} is in use; stop what listens there, or take another port')
+    if not port_is_free(port, host):
+        raise CookError(f'port {port} on {host} is in use; stop what listens there, or take another port')
     log, t0 = Path(log), time.monotonic()
     with open(log, 'wb') as f: p = _start(command, f)
     try:
         s = Server(host, port, p, log, 0.)
         while True:
-            if p.poll() is not None: raise CookError(f'the server ended with code {p.returncode} before it was ready; last lines of {log.name}:\n{_tail(log)}')
+            if p.poll() is not None:
+                raise CookError(f'the server ended with code {p.returncode} before it was ready; last lines of '
+                                f'{log.name}:\n{_tail(log)}')
             try: s.request('/health', timeout=2); break
             except (CookError, json.JSONDecodeError): pass
-            if time.monotonic() - t0 > ready: raise CookError(f'the server was not ready after {fmt_seconds(ready)}; last lines of {log.name}:\n{_tail(log)}')
+            if time.monotonic() - t0 > ready:
+                raise CookError(f'the server was not ready after {fmt_seconds(ready)}; last lines of '
+                                f'{log.name}:\n{_tail(log)}')
             time.sleep(.2)
         s.seconds = time.monotonic() - t0
         yield s
     finally: _end(p)
 
-# %% ../nbs/12_trtllm.ipynb #8b2aac1d
+# %% ../nbs/12_trtllm.ipynb #39aed11f
 def complete(
     server: Server,
     prompt, # text or list of token ids
     max_tokens: int = 32,
 ) -> str:
     "Greedy completion."
-    body = dict(model=server.request('/v1/models')['data'][0]['id'], prompt=prompt, max_tokens=max_tokens, temperature=0)
+    body = dict(model=server.request('/v1/models')['data'][0]['id'], prompt=prompt, max_tokens=max_tokens,
+                temperature=0)
     return server.request('/v1/completions', body)['choices'][0]['text']
 
 def _stream(server, body, out):
@@ -318,8 +383,11 @@ def _stream(server, body, out):
         r = c.getresponse()
         if r.status != 200: out.append(CookError(f'status {r.status}: {r.read(200).decode(errors="replace")}')); return
         for line in r:
-            if line.startswith(b'data:') and b'[DONE]' not in line and json.loads(line[5:])['choices'][0].get('text') is not None: at.append(time.perf_counter())
-        out.append((at[0] - t0, [b - a for a, b in zip(at, at[1:])], len(at), at[-1] - t0) if at else CookError('an answer without a token'))
+            if not line.startswith(b'data:') or b'[DONE]' in line: continue
+            if json.loads(line[5:])['choices'][0].get('text') is not None:
+                at.append(time.perf_counter())
+        out.append((at[0] - t0, [b - a for a, b in zip(at, at[1:])], len(at), at[-1] - t0) if at
+                   else CookError('an answer without a token'))
     except (OSError, ValueError, KeyError) as e: out.append(CookError(str(e)))
     finally: c.close()
 
@@ -339,8 +407,11 @@ class Load:
     seconds: float
     def to_dict(self): return dict(vars(self))
     def _repr_markdown_(self):
-        return md_table([(f'{self.requests} requests, {self.concurrency} at once', f'{self.tokens_per_second:.0f}', *(fmt_seconds(v) for v in (self.ttft['p50'], self.ttft['p95'], self.gap['p50'], self.gap['p95'])), self.failed)],
-                        ['load', 'tokens/s:', 'first token, median:', '95 %:', 'between tokens, median:', '95 %:', 'failed:'])
+        return md_table([(f'{self.requests} requests, {self.concurrency} at once', f'{self.tokens_per_second:.0f}',
+                          *(fmt_seconds(v) for v in (self.ttft['p50'], self.ttft['p95'], self.gap['p50'],
+                                                     self.gap['p95'])), self.failed)],
+                        ['load', 'tokens/s:', 'first token, median:', '95 %:', 'between tokens, median:', '95 '
+                         '%:', 'failed:'])
 
 def load(
     server: Server,
@@ -354,7 +425,8 @@ def load(
             with lock:
                 if not todo: return
                 p = todo.popleft()
-            _stream(server, dict(model=model, prompt=p, max_tokens=workload.output_len, temperature=0, stream=True, ignore_eos=True), out)
+            _stream(server, dict(model=model, prompt=p, max_tokens=workload.output_len, temperature=0, stream=True,
+                                 ignore_eos=True), out)
     t0 = time.perf_counter()
     threads = [threading.Thread(target=client, daemon=True) for _ in range(min(workload.concurrency, len(prompts)))]
     for t in threads: t.start()
@@ -363,9 +435,10 @@ def load(
     if not good: raise CookError(f'all {len(prompts)} requests failed: {out[0] if out else "no prompts"}')
     gaps = [g for o in good for g in o[1]] or [0.]
     q = lambda x: dict(p50=_quantile(x, .5), p95=_quantile(x, .95))
-    return Load(len(prompts), workload.concurrency, len(out) - len(good), sum(o[2] for o in good) / seconds, q([o[0] for o in good]), q(gaps), seconds)
+    return Load(len(prompts), workload.concurrency, len(out) - len(good), sum(o[2] for o in good) / seconds,
+                q([o[0] for o in good]), q(gaps), seconds)
 
-# %% ../nbs/12_trtllm.ipynb #51046fca
+# %% ../nbs/12_trtllm.ipynb #d7ffee66
 def _worker(): # runs in TensorRT-LLM's environment, as a script of its own; nothing of tqcook is there
     import json, sys
     def say(**kw): print('\ntqcook:' + json.dumps(kw), flush=True)
@@ -384,18 +457,21 @@ def _worker(): # runs in TensorRT-LLM's environment, as a script of its own; not
     for line in sys.stdin:
         job = json.loads(line)
         try:
-            outs = llm.generate(inputs=job['ids'], sampling_params=SamplingParams(max_tokens=1, return_context_logits=True), use_tqdm=False)
+            outs = llm.generate(inputs=job['ids'],
+                                sampling_params=SamplingParams(max_tokens=1, return_context_logits=True),
+                                use_tqdm=False)
             for i, (ids, o) in enumerate(zip(job['ids'], outs)):
                 z = o.context_logits
                 if z is None: raise ValueError('no context logits came back; an engine needs --gather_context_logits')
                 z = z.reshape(-1, z.shape[-1]) # some versions answer [1, tokens, vocabulary]
-                if z.shape[0] != len(ids): raise ValueError(f'{z.shape[0]} rows of logits for {len(ids)} tokens; is KV-cache block reuse on?')
+                if z.shape[0] != len(ids):
+                    raise ValueError(f'{z.shape[0]} rows of logits for {len(ids)} tokens; is KV-cache block reuse on?')
                 np.save(f"{job['out']}.{i}.npy", z.float().cpu().numpy())
             say(done=True)
         except Exception as e: say(error=f'{type(e).__name__}: {e}')
     llm.shutdown()
 
-# %% ../nbs/12_trtllm.ipynb #0ed3cc87
+# %% ../nbs/12_trtllm.ipynb #746a7b31
 class Scorer:
     "TensorRT-LLM behind the logits protocol: a context manager."
     kind, weights = 'tensorrt_llm', 'trained'
@@ -410,12 +486,16 @@ class Scorer:
         work=None, # directory for logits; for a container one that it mounts
     ):
         kw = settings.kwargs()
-        if kw['kv_cache_config'].get('enable_block_reuse', True): raise CookError('scoring needs settings without KV-cache block reuse: llm_settings(..., scoring=True)')
+        if kw['kv_cache_config'].get('enable_block_reuse', True):
+            raise CookError('scoring needs settings without KV-cache block reuse: llm_settings(..., scoring=True)')
         if backend == 'tensorrt': kw = {k: kw[k] for k in ('kv_cache_config',)} # an engine has the rest baked in
         self.path, self.runtime, self.backend, self.ready = Path(path), runtime, backend, ready
-        self.name, self.context, self.vocab_size, self.tokenizer_sha = f'{self.path.name} in TensorRT-LLM {runtime.version}', kw.get('max_seq_len', reference.context) - 1, reference.vocab_size, reference.tokenizer_sha
+        self.name = f'{self.path.name} in TensorRT-LLM {runtime.version}'
+        self.context = kw.get('max_seq_len', reference.context) - 1 # one token has to be generated
+        self.vocab_size, self.tokenizer_sha = reference.vocab_size, reference.tokenizer_sha
         self.weights, self.nbytes = getattr(reference, 'weights', 'trained'), 0 # bytes of another process
-        self.info = dict(name=self.name, kind=self.kind, weights=self.weights, version=runtime.version, backend=backend, settings=kw)
+        self.info = dict(name=self.name, kind=self.kind, weights=self.weights, version=runtime.version, backend=backend,
+                         settings=kw)
         self._spec, self._work, self._p = json.dumps(dict(model=str(self.path), llm=kw, backend=backend)), work, None
 
     def __enter__(self):
@@ -423,8 +503,10 @@ class Scorer:
         self.device = torch.device('cpu') # where logits arrive
         self._dir = tempfile.TemporaryDirectory(dir=self._work, prefix='tqcook-')
         script, self._log = Path(self._dir.name)/'worker.py', Path(self._dir.name)/'worker.log'
-        script.write_text(inspect.getsource(_worker) + "\nif __name__ == '__main__': _worker()\n") # MPI's workers import the script again, hence the guard
-        self._p = _start([*self.runtime.python, script, self._spec], subprocess.PIPE, stdin=subprocess.PIPE, text=True, errors='replace')
+        # MPI's workers import the script again, hence the guard
+        script.write_text(inspect.getsource(_worker) + "\nif __name__ == '__main__': _worker()\n")
+        self._p = _start([*self.runtime.python, script, self._spec], subprocess.PIPE, stdin=subprocess.PIPE, text=True,
+                         errors='replace')
         self._lines, self._said = deque(maxlen=15), _Lines(self._p.stdout)
         try: self._answer(self.ready, 'to load')
         except BaseException: self.__exit__(); raise
@@ -442,8 +524,12 @@ class Scorer:
         end = time.monotonic() + seconds
         while True:
             line = self._said.get(max(0., end - time.monotonic()))
-            if line is None: raise CookError(f'TensorRT-LLM took more than {fmt_seconds(seconds)} {doing}; last lines:\n' + '\n'.join(self._lines))
-            if line == '': raise CookError(f'TensorRT-LLM ended unexpectedly (code {self._p.wait()}); last lines:\n' + '\n'.join(self._lines))
+            if line is None:
+                raise CookError(f'TensorRT-LLM took more than {fmt_seconds(seconds)} {doing}; last lines:\n'
+                                + '\n'.join(self._lines))
+            if line == '':
+                raise CookError(f'TensorRT-LLM ended unexpectedly (code {self._p.wait()}); last lines:\n'
+                                + '\n'.join(self._lines))
             if line.startswith('tqcook:'):
                 d = json.loads(line[7:])
                 if 'error' in d: raise CookError(f'TensorRT-LLM {self.runtime.version}: {d["error"]}')
@@ -479,7 +565,7 @@ class _Lines:
         try: return self.q.get(timeout=seconds)
         except queue.Empty: return None
 
-# %% ../nbs/12_trtllm.ipynb #90874410
+# %% ../nbs/12_trtllm.ipynb #e4a6119c
 def bench_dataset(
     windows, # token-id sequences, such as `Corpus.windows`
     path, # file to write
@@ -491,7 +577,9 @@ def bench_dataset(
     n = workload.input_len
     if len(flat) < n: raise CookError(f'the text has {len(flat)} tokens, less than one prompt of {n}; give more text')
     starts = [(i * n) % (len(flat) - n + 1) for i in range(requests)]
-    return atomic_write(path, ''.join(json.dumps(dict(task_id=i, input_ids=flat[a:a + n], output_tokens=workload.output_len)) + '\n' for i, a in enumerate(starts)))
+    return atomic_write(path, ''.join(json.dumps(dict(task_id=i, input_ids=flat[a:a + n],
+                                                      output_tokens=workload.output_len)) + '\n' for i,
+                                      a in enumerate(starts)))
 
 def bench_command(
     what: str, # 'throughput' (many at once) or 'latency' (one after the other)
@@ -507,18 +595,25 @@ def bench_command(
     "The command that measures a checkpoint."
     if what not in ('throughput', 'latency'): raise CookError(f"what is {what!r}; expected 'throughput' or 'latency'")
     start = runtime.tool('trtllm-bench') if runtime else ['trtllm-bench']
-    opts = {'--dataset': dataset, '--backend': 'pytorch', '--report_json': report, '--concurrency': workload.concurrency if what == 'throughput' else 1,
+    opts = {'--dataset': dataset, '--backend': 'pytorch', '--report_json': report,
+            '--concurrency': workload.concurrency if what == 'throughput' else 1,
             '--max_seq_len': workload.input_len + workload.output_len, '--tp': tp, '--pp': pp}
-    if what == 'throughput': opts |= {'--max_batch_size': workload.concurrency, '--max_num_tokens': _in_flight(workload), '--streaming': True} # latency streams always
-    return [*start, *_args('bench', version, {'--model': path, '--model_path': path}), what, *_args(f'bench {what}', version, opts)] # a directory needs --model_path too, else it is looked up on the hub
+    if what == 'throughput':
+        opts |= {'--max_batch_size': workload.concurrency, '--max_num_tokens': _in_flight(workload),
+                 '--streaming': True} # latency streams always
+    return [*start, *_args('bench', version, {'--model': path, '--model_path': path}), what,
+            # a directory needs --model_path too, else it is looked up on the hub
+            *_args(f'bench {what}', version, opts)]
 
 def synthetic_command(path, output, workload: Workload, requests: int = 64, version: str = '1.2.1') -> list:
     "The command that makes a file of random prompts (from 1.2)."
     k, w = 'bench prepare-dataset', workload
-    return ['trtllm-bench', *_args('bench', version, {'--model': path}), 'prepare-dataset', *_args(k, version, {'--output': output}), use(k, 'token-norm-dist', version),
-            *_args(k, version, {'--num-requests': requests, '--input-mean': w.input_len, '--input-stdev': 0, '--output-mean': w.output_len, '--output-stdev': 0})]
+    return ['trtllm-bench', *_args('bench', version, {'--model': path}), 'prepare-dataset',
+            *_args(k, version, {'--output': output}), use(k, 'token-norm-dist', version),
+            *_args(k, version, {'--num-requests': requests, '--input-mean': w.input_len, '--input-stdev': 0,
+                                '--output-mean': w.output_len, '--output-stdev': 0})]
 
-# %% ../nbs/12_trtllm.ipynb #12a72aea
+# %% ../nbs/12_trtllm.ipynb #1d51829e
 @dataclass
 class Bench:
     "One report of `trtllm-bench`; seconds and tokens per second."
@@ -546,17 +641,23 @@ def read_report(
     def at(name):
         x = d
         for k in name.split('.'):
-            if not isinstance(x, dict) or k not in x: raise CookError(f'{path.name} has no field {name}; it is not a trtllm-bench report of a version that is known here')
+            if not isinstance(x, dict) or k not in x:
+                raise CookError(f'{path.name} has no field {name}; it is not a trtllm-bench report of a version that '
+                                f'is known here')
             x = x[k]
         return x
     v = known(str(at('engine.version')))
-    if version and version_key(v) != version_key(version): raise CookError(f'{path.name} was written by TensorRT-LLM {v} and {version} was started; is it left over from another run?')
+    if version and version_key(v) != version_key(version):
+        raise CookError(f'{path.name} was written by TensorRT-LLM {v} and {version} was started; is it left over from '
+                        f'another run?')
     for i in CONTRACT:
         if i.kind == 'report' and i.in_version(v): at(i.name)
     stream = 'streaming_metrics' in d
     pct = lambda n: {k: at(f'streaming_metrics.{n}')[k] / 1e3 for k in ('p50', 'p95')} if stream else None
-    return Bench(v, at('engine.quantization'), at('engine.kv_cache_dtype'), at('request_info.num_requests'), at('request_info.avg_input_length'), at('request_info.avg_output_length'),
-                 at('performance.system_output_throughput_tok_s'), at('performance.output_throughput_per_gpu_tok_s'), at('performance.avg_request_latency_ms') / 1e3,
+    return Bench(v, at('engine.quantization'), at('engine.kv_cache_dtype'), at('request_info.num_requests'),
+                 at('request_info.avg_input_length'), at('request_info.avg_output_length'),
+                 at('performance.system_output_throughput_tok_s'), at('performance.output_throughput_per_gpu_tok_s'),
+                 at('performance.avg_request_latency_ms') / 1e3,
                  pct('ttft_percentiles'), pct('tpot_percentiles'), at('world_info.tp_size'), at('world_info.pp_size'))
 
 def bench_table(
@@ -564,11 +665,14 @@ def bench_table(
 ) -> str: # Markdown
     "Benchmarks side by side."
     if len({(b.version, b.requests, round(b.input_len), round(b.output_len), b.tp, b.pp) for b in runs.values()}) > 1:
-        raise CookError('these benchmarks differ in version, requests, lengths or GPUs, so their ratio would mean nothing')
+        raise CookError('these benchmarks differ in version, requests, lengths or GPUs, so their ratio would mean '
+                        'nothing')
     base = next(iter(runs.values()))
     t = lambda d, k: fmt_seconds(d[k]) if d else 'not streamed'
-    return md_table([(n, f'{b.tokens_per_second:.0f}', f'{b.tokens_per_second / base.tokens_per_second:.2f}', fmt_seconds(b.latency), t(b.ttft, 'p50'), t(b.ttft, 'p95'), t(b.tpot, 'p50'), t(b.tpot, 'p95'))
-                     for n, b in runs.items()], ['', 'tokens/s:', 'ratio:', 'request, mean:', 'first token, median:', '95 %:', 'a token, median:', '95 %:'])
+    return md_table([(n, f'{b.tokens_per_second:.0f}', f'{b.tokens_per_second / base.tokens_per_second:.2f}',
+                      fmt_seconds(b.latency), t(b.ttft, 'p50'), t(b.ttft, 'p95'), t(b.tpot, 'p50'), t(b.tpot, 'p95'))
+                     for n, b in runs.items()], ['', 'tokens/s:', 'ratio:', 'request, mean:', 'first token, '
+                                                 'median:', '95 %:', 'a token, median:', '95 %:'])
 
 def call(
     command: list,
@@ -580,12 +684,15 @@ def call(
     with open(log, 'wb') as f: p = _start(command, f)
     try:
         try: code = p.wait(timeout=timeout)
-        except subprocess.TimeoutExpired: raise CookError(f'{Path(command[0]).name} did not end within {fmt_seconds(timeout)}; last lines of {log.name}:\n{_tail(log)}') from None
-        if code: raise CookError(f'{Path(command[0]).name} ended with code {code}; last lines of {log.name}:\n{_tail(log)}')
+        except subprocess.TimeoutExpired:
+            raise CookError(f'{Path(command[0]).name} did not end within {fmt_seconds(timeout)}; last lines of '
+                            f'{log.name}:\n{_tail(log)}') from None
+        if code:
+            raise CookError(f'{Path(command[0]).name} ended with code {code}; last lines of {log.name}:\n{_tail(log)}')
         return time.monotonic() - t0
     finally: _end(p, 3)
 
-# %% ../nbs/12_trtllm.ipynb #1ebc4ddc
+# %% ../nbs/12_trtllm.ipynb #864c7b16
 def ready(
     path, # checkpoint directory
     version: str = '1.2.1',
@@ -596,10 +703,12 @@ def ready(
     from tqcook import checkpoint
     found, passport = checkpoint.check(path, trtllm=known(version), device=device), checkpoint.verify(path)
     errors = [f for r in (found, passport) for f in r if f.severity == 'error']
-    if errors and not force: raise CookError(f'{path} is not served with TensorRT-LLM {version}: {errors[0]}' + (f' (and {len(errors) - 1} more)' if len(errors) > 1 else '') + '; mend it, or say force')
+    if errors and not force:
+        raise CookError(f'{path} is not served with TensorRT-LLM {version}: {errors[0]}'
+                        + (f' (and {len(errors) - 1} more)' if len(errors) > 1 else '') + '; mend it, or say force')
     return found, passport
 
-# %% ../nbs/12_trtllm.ipynb #c1d2b156
+# %% ../nbs/12_trtllm.ipynb #bc8aad25
 _QFORMAT = dict(none='full_prec', fp8='fp8', int8_sq='int8_sq', int8_wo='int8_wo', int4_awq='int4_awq', nvfp4='nvfp4')
 
 def engine_commands(
@@ -618,42 +727,52 @@ def engine_commands(
     "Commands that make a legacy engine, explained."
     known(version)
     if not has_engine_backend(version):
-        raise CookError(f'TensorRT-LLM {version} has no engine backend: trtllm-build went after {LAST_ENGINE}. Serve the checkpoint directly (fp8 and the other formats of its PyTorch backend), '
+        raise CookError(f'TensorRT-LLM {version} has no engine backend: trtllm-build went after {LAST_ENGINE}. Serve '
+                        f'the checkpoint directly (fp8 and the other formats of its PyTorch backend), '
                         'or take 1.2.1 for INT8 SmoothQuant')
     s = trtllm_support(scheme, version, 'tensorrt') if scheme != 'none' else None
     if s and s.how == 'refused': raise CookError(s.why)
     out, w = Path(out), workload
-    convert = ['python3', f'{examples}/quantization/quantize.py',
-               *_args('quantize.py', version, {'--model_dir': model, '--qformat': _QFORMAT[schemes.get(scheme).name if scheme != 'none' else 'none'], '--kv_cache_dtype': 'fp8' if schemes.check_kv(kv) == 'fp8' else None,
-                      '--dtype': 'bfloat16', '--calib_size': calib_size, '--calib_max_seq_length': 512, '--tp_size': tp, '--pp_size': pp, '--output_dir': out/'checkpoint'})]
-    build = ['trtllm-build', *_args('build', version, {'--checkpoint_dir': out/'checkpoint', '--output_dir': out/'engine', '--max_batch_size': w.concurrency, '--max_input_len': w.input_len,
-             '--max_seq_len': w.input_len + w.output_len, '--max_num_tokens': _in_flight(w), '--kv_cache_type': 'paged', '--use_paged_context_fmha': 'enable',
-             '--use_fp8_context_fmha': 'enable' if scheme == 'fp8' and kv == 'fp8' else None, '--gather_context_logits': scoring or None, '--workers': tp * pp})]
+    convert = ['python3', f'{examples}/quantization/quantize.py', *_args('quantize.py', version, {
+        '--model_dir': model, '--qformat': _QFORMAT[scheme], '--dtype': 'bfloat16',
+        '--kv_cache_dtype': 'fp8' if schemes.check_kv(kv) == 'fp8' else None, '--calib_size': calib_size,
+        '--calib_max_seq_length': 512, '--tp_size': tp, '--pp_size': pp, '--output_dir': out/'checkpoint'})]
+    build = ['trtllm-build', *_args('build', version, {
+        '--checkpoint_dir': out/'checkpoint', '--output_dir': out/'engine', '--max_batch_size': w.concurrency,
+        '--max_input_len': w.input_len, '--max_seq_len': w.input_len + w.output_len, '--max_num_tokens': _in_flight(w),
+        '--kv_cache_type': 'paged', '--use_paged_context_fmha': 'enable',
+        '--use_fp8_context_fmha': 'enable' if scheme == 'fp8' and kv == 'fp8' else None,
+        '--gather_context_logits': scoring or None, '--workers': tp * pp})]
     if (Path(model)/'rank0.safetensors').exists(): # converted already: the build is all that is left
         build[build.index('--checkpoint_dir') + 1] = str(model); convert = None
-    return ([(convert, f'calibrates {scheme} on {calib_size} samples and writes a TensorRT-LLM checkpoint cut for tp {tp} × pp {pp}; the cut is fixed from here on')] if convert else []) + [
-            (build, f'compiles for at most {w.concurrency} requests of {w.input_len} + {w.output_len} tokens; longer or more is refused at run time'
-                    + ('; context logits are kept, for perplexity' if scoring else ''))]
+    how = (f'calibrates {scheme} on {calib_size} samples and writes a TensorRT-LLM checkpoint cut for tp {tp} × pp {pp}; '
+           'the cut is fixed from here on')
+    limits = (f'compiles for at most {w.concurrency} requests of {w.input_len} + {w.output_len} tokens; longer or more is '
+              'refused at run time' + ('; context logits are kept, for perplexity' if scoring else ''))
+    return [(convert, how)] * (convert is not None) + [(build, limits)]
 
 def build_engine(
     model, out, device, # directory of the original model; where to build; the GPU at hand, a `Device`
     runtime: Runtime,
-    scheme: str = 'int8_sq', kv: str = 'none', workload: Workload = Workload(), tp: int = 1, pp: int = 1, scoring: bool = False,
+    scheme: str = 'int8_sq', kv: str = 'none', workload: Workload = Workload(), tp: int = 1, pp: int = 1,
+    scoring: bool = False,
     examples: str = '/app/tensorrt_llm/examples',
 ) -> dict: # seconds of convert and build
     "Make a legacy engine and its passport."
     from tqcook.checkpoint import write_passport
     out, seconds = Path(out), {}
-    commands = engine_commands(model, out, scheme, kv, workload, tp, pp, runtime.version, scoring=scoring, examples=examples)
+    commands = engine_commands(model, out, scheme, kv, workload, tp, pp, runtime.version, scoring=scoring,
+                               examples=examples)
     out.mkdir(parents=True, exist_ok=True)
     for command, _ in commands:
         name = 'convert' if command[0] == 'python3' else 'build'
         start = [*runtime.python, *command[1:]] if name == 'convert' else [*runtime.tool(command[0]), *command[1:]]
         seconds[name] = call(start, out/f'{name}.log', 4 * 3600)
-    write_passport(out/'engine', 'engine', scheme=scheme, kv=kv, device=device, parallel=dict(tp=tp, pp=pp), versions=dict(tensorrt_llm=runtime.version), seconds=seconds)
+    write_passport(out/'engine', 'engine', scheme=scheme, kv=kv, device=device, parallel=dict(tp=tp, pp=pp),
+                   versions=dict(tensorrt_llm=runtime.version), seconds=seconds)
     return seconds
 
-# %% ../nbs/12_trtllm.ipynb #216e2f49
+# %% ../nbs/12_trtllm.ipynb #2f61c312
 def slurm_script(
     path, # checkpoint directory, on a file system that all machines see
     settings: Settings,
@@ -665,9 +784,12 @@ def slurm_script(
 ) -> str: # text of a script for `sbatch`
     "Serve across machines with Slurm, by TensorRT-LLM's own launcher."
     kw = settings.kwargs(); world = kw['tensor_parallel_size'] * kw['pipeline_parallel_size']
-    if world != nodes * gpus_per_node: raise CookError(f'tp × pp is {world} and {nodes} machines of {gpus_per_node} GPUs have {nodes * gpus_per_node}; one MPI rank is needed for each GPU')
+    if world != nodes * gpus_per_node:
+        raise CookError(f'tp × pp is {world} and {nodes} machines of {gpus_per_node} GPUs have '
+                        f'{nodes * gpus_per_node}; one MPI rank is needed for each GPU')
     path = Path(path).resolve()
-    command = shlex.join([use('launch', 'trtllm-llmapi-launch', settings.version), *serve_command(path, settings, port, '0.0.0.0', str(path.parent/'serve.yaml'))])
+    command = shlex.join([use('launch', 'trtllm-llmapi-launch', settings.version),
+                          *serve_command(path, settings, port, '0.0.0.0', str(path.parent/'serve.yaml'))])
     return f'''#!/bin/bash
 #SBATCH --job-name=trtllm-serve
 #SBATCH --nodes={nodes}
@@ -681,7 +803,7 @@ srun --mpi=pmix --container-image={shlex.quote(image)} --container-mounts={shlex
   {command}
 '''
 
-# %% ../nbs/12_trtllm.ipynb #71c6c85e
+# %% ../nbs/12_trtllm.ipynb #f651f07e
 def _introspect(): # runs in TensorRT-LLM's environment
     import dataclasses, importlib, inspect, json
     out = dict(imports=[])
@@ -693,11 +815,13 @@ def _introspect(): # runs in TensorRT-LLM's environment
     from tensorrt_llm import LLM, SamplingParams, llmapi
     fields = lambda c: list(getattr(c, 'model_fields', None) or [f.name for f in dataclasses.fields(c)])
     args = getattr(llmapi, 'TorchLlmArgs', None) or importlib.import_module('tensorrt_llm.llmapi.llm_args').TorchLlmArgs
-    out |= {'LLM': fields(args), 'SamplingParams': [p for p in inspect.signature(SamplingParams).parameters], 'generate': list(inspect.signature(LLM.generate).parameters)}
+    out |= {'LLM': fields(args), 'SamplingParams': [p for p in inspect.signature(SamplingParams).parameters],
+            'generate': list(inspect.signature(LLM.generate).parameters)}
     for k in ('KvCacheConfig', 'CudaGraphConfig', 'TorchCompileConfig'): out[k] = fields(getattr(llmapi, k))
     print('\ntqcook:' + json.dumps(out), flush=True)
 
-_HELP = {'serve': ['trtllm-serve', 'serve', '--help'], 'bench': ['trtllm-bench', '--help'], 'bench throughput': ['trtllm-bench', '--model', 'x', 'throughput', '--help'],
+_HELP = {'serve': ['trtllm-serve', 'serve', '--help'], 'bench': ['trtllm-bench', '--help'], 'bench '
+         'throughput': ['trtllm-bench', '--model', 'x', 'throughput', '--help'],
          'bench latency': ['trtllm-bench', '--model', 'x', 'latency', '--help'], 'build': ['trtllm-build', '--help']}
 
 def check_contract(
@@ -707,13 +831,17 @@ def check_contract(
     "Hold the contract against the package that is installed."
     items = [i for i in CONTRACT if i.in_version(runtime.version)]
     imports = [i.name for i in items if i.kind == 'import']
-    r = subprocess.run([*runtime.python, '-c', inspect.getsource(_introspect) + '\n_introspect()', *imports], capture_output=True, text=True, timeout=timeout)
+    r = subprocess.run([*runtime.python, '-c', inspect.getsource(_introspect) + '\n_introspect()', *imports],
+                       capture_output=True, text=True, timeout=timeout)
     line = next((l for l in r.stdout.splitlines() if l.startswith('tqcook:')), None)
-    if line is None: raise CookError(f'TensorRT-LLM {runtime.version} cannot be inspected: {(r.stderr.strip().splitlines() or ["no message"])[-1]}')
+    if line is None:
+        raise CookError(f'TensorRT-LLM {runtime.version} cannot be inspected: '
+                        f'{(r.stderr.strip().splitlines() or ["no message"])[-1]}')
     have = json.loads(line[7:]); have['import'] = have.pop('imports')
     for kind, (tool, *args) in _HELP.items():
         if any(i.kind == kind for i in items):
             h = subprocess.run([*runtime.tool(tool), *args], capture_output=True, text=True, timeout=timeout)
             have[kind] = [w.rstrip(',') for w in (h.stdout + h.stderr).replace('=', ' ').replace('[', ' ').split()]
-    return [f'TensorRT-LLM {runtime.version} has no {i.name} ({i.kind}), and the contract says {i.since} to {i.until or "now"} by {i.source}'
+    return [f'TensorRT-LLM {runtime.version} has no {i.name} ({i.kind}), and the contract says {i.since} to '
+            f'{i.until or "now"} by {i.source}'
             for i in items if i.kind in have and i.name not in have[i.kind]]

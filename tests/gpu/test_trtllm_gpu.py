@@ -18,7 +18,8 @@ ROOT = Path(__file__).resolve().parents[2]
 @pytest.fixture(scope='module')
 def runtime():
     r = trtllm.find()
-    if r is None and os.environ.get('TQCOOK_REQUIRE_TRTLLM') == '1': pytest.fail('TQCOOK_REQUIRE_TRTLLM=1, and ' + trtllm.missing())
+    if r is None and os.environ.get('TQCOOK_REQUIRE_TRTLLM') == '1':
+        pytest.fail('TQCOOK_REQUIRE_TRTLLM=1, and ' + trtllm.missing())
     if r is None: pytest.skip(trtllm.missing())
     return r
 
@@ -29,7 +30,8 @@ def gpu():
     return detect('cuda')
 
 
-def scoring(runtime, gpu, scheme='fp8'): return trtllm.llm_settings(scheme, Workload(256, 1, 4), gpu, version=runtime.version, scoring=True)
+def scoring(runtime, gpu, scheme='fp8'):
+    return trtllm.llm_settings(scheme, Workload(256, 1, 4), gpu, version=runtime.version, scoring=True)
 
 
 def test_contract(runtime): assert trtllm.check_contract(runtime) == []
@@ -40,14 +42,16 @@ def test_parity_with_a_negative_control(runtime, gpu, demo, demo_fp8, held_out, 
     from tqcook import engine, perplexity
     reference = engine.load(demo_fp8, device='cuda', kernels='reference')
     with trtllm.Scorer(demo_fp8, runtime, scoring(runtime, gpu), reference, work=tmp_path) as s:
-        same, other = (perplexity.compare(m, s, held_out, noise_floor=False, progress=False).stats for m in (reference, demo))
+        same, other = (perplexity.compare(m, s, held_out, noise_floor=False, progress=False).stats
+                       for m in (reference, demo))
     assert abs(same['ppl_ratio'].value - 1) < 2e-3, same['ppl_ratio']
     assert same['kld_mean'].value < other['kld_mean'].value / 2, (same['kld_mean'], other['kld_mean'])
 
 
 def test_recipe_serve(runtime, demo_fp8, tmp_path):
     with socket.socket() as s: s.bind(('localhost', 0)); port = s.getsockname()[1]
-    r = subprocess.run([sys.executable, '-m', 'tqcook', 'run', 'serve', '-o', tmp_path/'run', '-p', f'checkpoint={demo_fp8}', '-p', f'port={port}', '-p', 'device=cuda'],
+    r = subprocess.run([sys.executable, '-m', 'tqcook', 'run', 'serve', '-o', tmp_path/'run', '-p',
+                        f'checkpoint={demo_fp8}', '-p', f'port={port}', '-p', 'device=cuda'],
                        capture_output=True, text=True, cwd=ROOT)
     assert r.returncode == 0, r.stderr[-3000:]
     d = json.loads((tmp_path/'run'/'results.json').read_text())
@@ -62,9 +66,12 @@ def test_int8_smoothquant_engine(runtime, gpu, demo, held_out, tmp_path):
     from tqcook.schemes import has_engine_backend
     if not has_engine_backend(runtime.version): pytest.skip(f'TensorRT-LLM {runtime.version} has no engine backend')
     calib = data.calibration('code-train', demo.tokenizer, samples=16, length=256)
-    legacy = quantize.export(quantize.quantize(demo, calib, 'int8_sq', progress=False), tmp_path/'legacy', layout='trtllm_legacy')
-    seconds = trtllm.build_engine(legacy, tmp_path/'out', gpu, runtime, 'int8_sq', workload=Workload(256, 8, 4), scoring=True)
+    legacy = quantize.export(quantize.quantize(demo, calib, 'int8_sq', progress=False), tmp_path/'legacy',
+                             layout='trtllm_legacy')
+    seconds = trtllm.build_engine(legacy, tmp_path/'out', gpu, runtime, 'int8_sq', workload=Workload(256, 8, 4),
+                                  scoring=True)
     assert set(seconds) == {'build'}
-    with trtllm.Scorer(tmp_path/'out'/'engine', runtime, scoring(runtime, gpu, 'none'), demo, backend='tensorrt', work=tmp_path) as s:
+    with trtllm.Scorer(tmp_path/'out'/'engine', runtime, scoring(runtime, gpu, 'none'), demo, backend='tensorrt',
+                       work=tmp_path) as s:
         c = perplexity.compare(demo, s, held_out, noise_floor=False, progress=False).stats
     assert abs(c['ppl_ratio'].value - 1) < .05 and c['kld_mean'].value > 0
