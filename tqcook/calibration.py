@@ -341,7 +341,7 @@ def text_facts(
         if facts['length_ratio'] > 4: warn.append(f"target windows are {facts['length_ratio']:.0f} times as long as calibration windows; calibrate at the length that will be served")
     return facts, warn
 
-# %% ../nbs/06_calibration.ipynb #d6ce7192
+# %% ../nbs/06_calibration.ipynb #60c9e962
 @dataclass
 class QuantizerStat:
     "One quantizer: its range and how the values lie in it."
@@ -408,7 +408,7 @@ class CalibrationReport:
             line, = ax.plot([_layer(s, i) for i, s in enumerate(g)], [s.amax for s in g], '.-', ms=4, lw=1, label=g[0].module.rpartition('.')[2])
             if any(s.drift for s in g): ax.plot([_layer(s, i) for i, s in enumerate(g)], [(s.drift or math.nan) * s.amax for s in g], 'o', ms=5, mfc='none', color=line.get_color(), lw=0)
         ax.set(yscale='log', xlabel='layer', ylabel='amax of the input', title=f'{self.scheme}: what calibration set')
-        ax.legend(fontsize=7, ncols=2); fig.tight_layout(); plt.close(fig)
+        ax.legend(fontsize=7, ncols=2); fig.tight_layout()
         return fig
 
     def plot_settling(self):
@@ -418,7 +418,7 @@ class CalibrationReport:
         n = range(1, self.curve.shape[1] + 1)
         ax.fill_between(n, self.curve.min(0), 1, alpha=.2, lw=0); ax.plot(n, self.curve.mean(0), label='mean of all places'); ax.plot(n, self.curve.min(0), lw=1, label='slowest place')
         ax.axhline(.95, color='gray', lw=.8, ls=':'); ax.set(xscale='log', xlabel='samples', ylabel='amax / final amax', title='Was it enough?', ylim=(None, 1.01))
-        ax.legend(fontsize=7); fig.tight_layout(); plt.close(fig)
+        ax.legend(fontsize=7); fig.tight_layout()
         return fig
 
     def plot_values(self, module):
@@ -429,7 +429,7 @@ class CalibrationReport:
         fig, ax = plt.subplots(figsize=(6, 2.4), dpi=80)
         ax.stairs(h[on[0]:on[-1] + 1] / h.sum(), e[on[0]:on[-1] + 2], fill=True, alpha=.5)
         ax.axvline(s.amax, color='crimson', lw=1, label='amax'); ax.axvline(s.amax * dead_zone(s.dtype), color='gray', lw=1, label='becomes zero below')
-        ax.set(xscale='log', xlabel=f'|input of {module}|', ylabel='share of values'); ax.legend(fontsize=7); fig.tight_layout(); plt.close(fig)
+        ax.set(xscale='log', xlabel=f'|input of {module}|', ylabel='share of values'); ax.legend(fontsize=7); fig.tight_layout()
         return fig
 
 def _pct(v): return None if v is None else '0' if not v else f'{v:.1e}' if v < 1e-5 else f'{v:.3%}'

@@ -327,7 +327,7 @@ def _clip_on(model, report, target, batch_size, most=16):
         for q in on: q.enable_quant()
     examine_target(report, clip, {n: _module_of(n) for n in clip.counts})
 
-# %% ../nbs/07_quantize.ipynb #8c8c092d
+# %% ../nbs/07_quantize.ipynb #5828dbc8
 def per_token(quantized: Quantized) -> Quantized:
     "Give the activations of an INT8 model a scale for every token, computed as they come (for comparison; not exported)."
     for q in _quantizers(quantized.loaded.model).values():
@@ -363,7 +363,7 @@ class AlphaSweep:
             if r: ax.errorbar([x['alpha'] for x in r], y, [[v - x['kld'].lo for v, x in zip(y, r)], [x['kld'].hi - v for v, x in zip(y, r)]], fmt='o-', ms=4, lw=1, capsize=2, label=f'one scale per {g}')
         off = next((r for r in self.rows if r['alpha'] == 'off'), None)
         if off: ax.axhline(off['kld'].value, color='gray', ls=':', lw=1, label='not smoothed')
-        ax.set(xlabel='alpha', ylabel='mean KL divergence, nats', yscale='log', title='How much to smooth'); ax.legend(fontsize=7); fig.tight_layout(); plt.close(fig)
+        ax.set(xlabel='alpha', ylabel='mean KL divergence, nats', yscale='log', title='How much to smooth'); ax.legend(fontsize=7); fig.tight_layout()
         return fig
 
 def sweep_alpha(
