@@ -1,5 +1,5 @@
 "The comparison against independent arithmetic, other tools' definitions, and what must be refused."
-import copy, dataclasses, json, math, shutil
+import copy, dataclasses, json, math
 from pathlib import Path
 
 import numpy as np
@@ -346,6 +346,10 @@ def test_documents_as_blocks(pair):
     a, b = pair
     c = perplexity.compare(a, b, random_corpus(20), documents=True, **quiet)
     assert len(c.blocks) == 10 and c.to_dict()['unit'] == 'documents'
+    w = perplexity.compare(a, b, random_corpus(20), **quiet)
+    shift = np.repeat(np.random.default_rng(0).normal(0, .5, 10), 2 * 63).astype(np.float32)      # what is common to a document
+    w.tokens['nll_quant'] = w.tokens['nll_quant'] + shift
+    assert w.document_effect > 1.3 and 'documents = True' in w.summary()
 
 
 def test_tables(pair):
@@ -402,7 +406,7 @@ def test_calibration_overlap_is_warned_of(pair):
 
 
 @pytest.fixture(scope='module')
-def code(demo): return data.corpus('code', demo.tokenizer, context=512, max_windows=24)
+def code(demo): return data.corpus('code', demo.tokenizer, context=512, max_windows=16)
 
 
 def few_of(c, n): return dataclasses.replace(c, windows=c.windows[:n], scored=c.scored[:n], doc=c.doc[:n])
@@ -424,21 +428,3 @@ def test_demo_fp8_sharpness_and_verdict(demo, code):
     worst = at.exclude(at.leave_out(.5))
     less = quantize.quantize(demo, data.calibration('code-train', demo.tokenizer, samples=16, length=256), exclude=worst, progress=False).loaded
     assert perplexity.compare(demo, less, few, **quiet).stats['kld_mean'].value < perplexity.compare(demo, q, few, **quiet).stats['kld_mean'].value
-
-
-def test_broken_scales_fail(demo_fp8, demo, code, tmp_path):
-    "Halved weight scales: the file loads, the model talks, the verdict is FAIL."
-    from safetensors import safe_open
-    from safetensors.torch import save_file
-    from tqcook import engine
-    broken = tmp_path/'broken'
-    shutil.copytree(demo_fp8, broken, ignore=shutil.ignore_patterns('passport.json'))
-    for f in broken.glob('*.safetensors'):
-        with safe_open(f, 'pt') as s: t, meta = {k: s.get_tensor(k) for k in s.keys()}, s.metadata()
-        n = [k for k in t if k.endswith('weight_scale')]
-        assert n
-        save_file({k: v / 2 if k in n else v for k, v in t.items()}, f, metadata=meta)
-    whole = perplexity.compare(demo, engine.load(demo_fp8, device='cpu'), code, **quiet)
-    assert whole.verdict == 'PASS', whole.summary()
-    c = perplexity.compare(demo, engine.load(broken, device='cpu'), few_of(code, 8), **quiet)
-    assert c.verdict == 'FAIL' and c.what_now()

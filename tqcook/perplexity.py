@@ -350,7 +350,7 @@ def _budget(max_ppl_ratio, max_kld, min_top1):
     if not 0 <= min_top1 <= 1: raise CookError(f'min_top1 is {min_top1}; expected a share between 0 and 1, such as 0.94')
     return dict(max_ppl_ratio=float(max_ppl_ratio), max_kld=float(max_kld), min_top1=float(min_top1))
 
-# %% ../nbs/05_perplexity.ipynb #6770ab8d
+# %% ../nbs/05_perplexity.ipynb #ea5ad52a
 CONFIDENCE = (0., .25, .5, .75, .95, 1.)     # buckets of the base model's probability for its own top token, as in exllamav3's qbench
 
 @dataclass
@@ -429,6 +429,13 @@ class Comparison:
     def nonfinite(self):
         "Share of tokens with a logit that is not finite."
         return dict(base=1 - float(self.tokens['finite_base'].mean()), quant=1 - float(self.tokens['finite_quant'].mean()))
+
+    @cached_property
+    def document_effect(self):
+        "Standard error of the ratio with documents as blocks over that with windows; nan with fewer than eight documents."
+        d = self.doc[self.tokens['window']][self._ok]
+        if self.documents or not self.stats or len(np.unique(d)) < stats.MIN_BLOCKS or not self.stats['ln_ratio'].se > 0: return math.nan
+        return stats.mean(self['nll_quant'].astype(float) - self['nll_base'], Blocks(d)).se / self.stats['ln_ratio'].se
 
     @property
     def min_detectable_ppl_ratio(self):
@@ -549,7 +556,7 @@ def what_now(c) -> list:  # sentences, most useful first
 
 Comparison.what_now = what_now
 
-# %% ../nbs/05_perplexity.ipynb #ecf9152c
+# %% ../nbs/05_perplexity.ipynb #b3b5a222
 def _to_dict(c) -> dict:
     "The `quality` part of results.json."
     d = dict(_conditions(c.corpus), way=c.way, blocks=len(c.blocks), unit=c.unit, tokens=c.n_tokens, nonfinite=c.nonfinite, seconds=c.seconds)
@@ -559,7 +566,7 @@ def _to_dict(c) -> dict:
         d['top5_overlap'], d['top5_overlap_ci95'] = d.pop('top5'), d.pop('top5_ci95')
         d |= dict(kld_max=_json(c['kld'].max()), flips=c.flips, nll_correlation=_json(np.corrcoef(c['nll_base'], c['nll_quant'])[0, 1]),
                   min_detectable_ppl_ratio=_json(c.min_detectable_ppl_ratio), unpaired_ppl_ratio_ci95=c.iid['unpaired_ratio'].ci,
-                  sharpness=_json(c.sharpness), by_confidence=c.by_confidence().rows, by_position=c.by_position().rows)
+                  sharpness=_json(c.sharpness), document_effect=_json(c.document_effect), by_confidence=c.by_confidence().rows, by_position=c.by_position().rows)
         for k in ('ppl_ratio', 'kld_mean', 'top1'): d[('top1_agreement' if k == 'top1' else k) + '_ci95_tokens_independent'] = c.iid[k].ci
     d['noise_floor'] = {k: dict(value=v.value, ci95=v.ci) if isinstance(v, Interval) else v for k, v in c.floor.items()}
     d |= dict(budget=c.budget, warnings=c.warnings)
@@ -594,6 +601,7 @@ def _lines(c):
     if 'kld' in f: out.append(f"Noise floor: the base model against itself ({f['kind']}, {f['tokens']:,} tokens) has a mean KLD of {f['kld'].value:.2g}"
                               + (f"; the quantized model's is {c.stats['kld_mean'].value / f['kld'].value:.3g} times that." if c.stats and f['kld'].value > 0 else '.'))
     elif f.get('why'): out.append(f"Noise floor: not measured ({f['why']}).")
+    if c.document_effect > 1.3: out.append(f'Windows of one document resemble each other: with documents = True the interval of the ratio is about {c.document_effect:.1f} times as wide.')
     out += [f'Warning: {w}' for w in c.warnings]
     if c.verdict is None: return out + ['No verdict: random weights have no quality.']
     out.append(f"{c.verdict} (budget: ratio <= {c.budget['max_ppl_ratio']:g}, mean KLD <= {c.budget['max_kld']:g}, top-1 >= {c.budget['min_top1']:g}): "
