@@ -31,7 +31,7 @@ cook: $(STAMP)
 	@$(PY) -m tqcook run fp8 $(ARGS)
 
 test: $(STAMP)
-	@$(PY) -m pytest -q tests $(ARGS)
+	@OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(PY) -m pytest -q -n 2 --dist loadfile tests $(ARGS)
 
 lab: $(STAMP)
 	@$(PY) -m jupyterlab recipes $(ARGS)

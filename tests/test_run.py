@@ -109,7 +109,7 @@ def test_usage_errors(toy, capsys, args, said):
     assert said in last_line(capsys) and not (toy/'runs').exists()
 
 @pytest.mark.parametrize('yaml,said', [('toy: {nn: 1}', "did you mean 'n'?"), ('toy: {n: many}', 'expected int'), ('toy: {fast: 1}', 'expected bool'), ('toy: {model: no}', 'quote it'),
-                                       ('toy: 3', 'one section'), ('toy: {n: [', 'not valid YAML'), ('all: {model: m, tokens: 3}', 'is not for recipe toy, which has no parameter tokens'), ('toi: {n: 1}', "no section for recipe toy (did you mean 'toi'?)")])
+                                       ('toy: 3', 'one section'), ('toy: {n: [', 'not valid YAML'), ('toy: {n: 1}\ntoy: {n: 2}', "'toy' twice"), ('toy: {n: 1, n: 2}', "'n' twice"), ('all: {model: m, tokens: 3}', 'is not for recipe toy, which has no parameter tokens'), ('toi: {n: 1}', "no section for recipe toy (did you mean 'toi'?)")])
 def test_size_files_are_strict(toy, capsys, yaml, said):
     (toy/'recipes/params/big.yaml').write_text(yaml)
     assert cook('--size', 'big') == 2

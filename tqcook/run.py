@@ -144,7 +144,7 @@ def find_recipe(
     if path is None: raise CookError(f'unknown recipe {name!r}{suggest(name, names)}')
     return read_recipe(path)
 
-# %% ../nbs/14_run.ipynb #0ef19519
+# %% ../nbs/14_run.ipynb #6888931d
 def read_size(
     size: str, # name of a file in recipes/params, without .yaml
     recipe: Recipe, # whose section is wanted
@@ -156,7 +156,13 @@ def read_size(
     if not path.is_file():
         if size == 'smoke': return {}
         raise CookError(f'unknown size {size!r}{suggest(size, [p.stem for p in sorted(folder.glob("*.yaml"))])}')
-    try: content = yaml.safe_load(path.read_text(encoding='utf-8')) or {}
+    class Loader(yaml.SafeLoader): # YAML lets a key stand twice, and the second silently wins
+        def construct_mapping(self, node, deep=False):
+            keys = [k.value for k, _ in node.value]
+            for k in keys:
+                if keys.count(k) > 1: raise CookError(f'{path} has {k!r} twice in one section')
+            return super().construct_mapping(node, deep)
+    try: content = yaml.load(path.read_text(encoding='utf-8'), Loader) or {}
     except yaml.YAMLError as e: raise CookError(f'{path} is not valid YAML: {str(e).splitlines()[0]}') from None
     if not isinstance(content, dict) or not all(isinstance(v, dict) for v in content.values()):
         raise CookError(f'{path} must hold one section of name: value pairs for each recipe')
