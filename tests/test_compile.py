@@ -82,11 +82,10 @@ def test_input_scale_is_needed(tmp_path):
 
 
 def test_too_large_for_onnx():
-    class Big(torch.nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.w = torch.nn.Parameter(torch.empty(10**9, device='meta', dtype=torch.float16))
-    with pytest.raises(CookError, match='2 GB'): compile._onnx(Big(), 1, 4)
+    from types import SimpleNamespace
+    big = torch.nn.Module(); big.w = torch.nn.Parameter(torch.empty(10**9, device='meta', dtype=torch.float16))
+    with pytest.raises(CookError, match='1.0 billion.*2 GB'):
+        compile.graph(SimpleNamespace(model=big, kind='hf', name='big', n_params=10**9))
 
 
 def test_graph_computes_what_the_checkpoint_says(small):
@@ -111,6 +110,34 @@ def test_graph_computes_what_the_checkpoint_says(small):
     base = loaded.model.float()(torch.from_numpy(ids)).logits.detach().numpy(); loaded.model.bfloat16()
     err = np.linalg.norm(got - want) / np.linalg.norm(want)
     assert err < 5e-3 < np.linalg.norm(base[..., ::-1] - want) / np.linalg.norm(want), err
+
+
+@pytest.mark.parametrize('scheme', ['fp8', 'int8_sq'])
+def test_graph_quantizes_activations_as_the_checkpoint_says(scheme, tmp_path):
+    """Rounding at every layer makes FP16, BF16 and float32 differ by some per cent of a random model's small logits; the graph must be
+    as near to float32 as tqcook's own reference engine is, and activation scales half as large again must show."""
+    from onnx.reference import ReferenceEvaluator
+    import onnx
+    from tqcook import engine
+    from tqcook.checkpoint import Checkpoint
+    d = checkpoint_of(models.tiny('llama'), tmp_path/'c', scheme, .02)
+    ids, ck = np.arange(3, 11)[None], Checkpoint.open(d)
+    mask = np.triu(np.full((8, 8), np.finfo(np.float16).min, np.float16), 1)[None, None]
+    feed = dict(input_ids=ids, attention_mask=mask, position_ids=np.arange(8)[None])
+    got = ReferenceEvaluator(onnx.load_from_string(compile.graph(d, length=8).proto)).run(None, feed)[0].astype(np.float32)
+    with torch.no_grad(): own = engine.load(d, device='cpu', kernels='reference').model(torch.from_numpy(ids)).logits.float().numpy()
+    def float32(factor):
+        model = models.tiny('llama', dtype='float32').model
+        for n, m in models.linears(model).items():
+            s, ws = float(ck.array(f'{n}.input_scale')) * factor, np.asarray(ck.array(f'{n}.weight_scale'), np.float32).reshape(-1, 1)
+            m.weight.data = torch.from_numpy(ck.array(f'{n}.weight').astype(np.float32) * ws)
+            fp8 = lambda x, s=s: (x / s).clamp(-448, 448).to(torch.float8_e4m3fn).float() * s
+            int8 = lambda x, s=s: (x / s).round().clamp(-128, 127) * s
+            m.register_forward_pre_hook(lambda mod, a, q=fp8 if scheme == 'fp8' else int8: (q(a[0]),))
+        with torch.no_grad(): return model(torch.from_numpy(ids)).logits.numpy()
+    err = lambda a, b: np.linalg.norm(a - b) / np.linalg.norm(b)
+    right, wrong = float32(1.), float32(1.5)
+    assert err(got, right) < 1.2 * err(own, right) and err(got, wrong) > 1.5 * err(got, right)
 
 
 @rtx

@@ -250,6 +250,12 @@ def test_legacy_engine_and_its_passport(runtime, tmp_path):
                             'build'} and p['kind'] == 'engine' and p['device']['sm'] == 80 and p['versions']['tensorrt_llm'] == '1.2.1'
 
 
+def test_a_converted_checkpoint_needs_the_build_alone(tmp_path):
+    (tmp_path/'rank0.safetensors').write_bytes(b'')
+    (command, _), = trtllm.engine_commands(tmp_path, tmp_path/'out')
+    assert command[0] == 'trtllm-build' and command[command.index('--checkpoint_dir') + 1] == str(tmp_path)
+
+
 def test_no_engines_in_new_versions():
     with pytest.raises(CookError, match='no engine backend.*1.2.1'):
         trtllm.engine_commands('m', 'o', version='1.4.0rc1')
@@ -284,7 +290,7 @@ def test_nothing_in_the_contract_is_unused_and_no_flag_is_outside_it():
     unused = [i.name for i in trtllm.CONTRACT if i.name.rpartition('.')[2] not in code
               and i.kind not in ('report', 'RequestOutput')]
     assert not unused, unused
-    own = {'--rm', '--gpus', '--ipc', '--network', '--ulimit', '--help',
+    own = {'--rm', '--init', '--gpus', '--ipc', '--network', '--ulimit', '--help',
            '--report_json'} | set(re.findall(r'(?:srun|#SBATCH) [^\n]*|container-[a-z]+', code))
     flags = set(re.findall(r"'(--[a-zA-Z_-]+)'", code)) - own
     assert flags <= {i.name for i in trtllm.CONTRACT}, flags - {i.name for i in trtllm.CONTRACT}

@@ -56,7 +56,7 @@ def supports(
         return f'{scheme} needs sm{_BUILDS[scheme]} or later, and the target is sm{sm} ({TARGETS[sm]})'
     return ''
 
-# %% ../nbs/13_compile.ipynb #db8aace2
+# %% ../nbs/13_compile.ipynb #f0a143c2
 @contextlib.contextmanager
 def _quiet():
     "The exporter warns about every shape that it takes for a constant, which is what we want here."
@@ -84,6 +84,11 @@ def _skeleton(ck):
 
 def _quantized(ck): return {m for m, leaves in ck.modules.items() if 'weight_scale' in leaves}
 
+def _fits(n, name):
+    "Refuse, before anything is copied, what an ONNX file of at most 2 GB cannot hold."
+    if n > .95e9: raise CookError(f'{name} has {n / 1e9:.1f} billion parameters, and an ONNX file made here holds at most 2 GB of FP16; '
+                                  'take a smaller model or shape, or serve the checkpoint with TensorRT-LLM')
+
 def _half(t, name):
     "A tensor in FP16; too large for it is an error, not an infinity."
     h = t.half()
@@ -92,7 +97,7 @@ def _half(t, name):
                         f'cannot be compiled on an FP16 base')
     return h
 
-# %% ../nbs/13_compile.ipynb #5b33c10e
+# %% ../nbs/13_compile.ipynb #48376538
 def _onnx(model, batch, length):
     "Trace a model into ONNX, names kept; returns the ModelProto."
     torch, onnx = need('torch', 'quantize'), need('onnx', 'rtx')
@@ -103,11 +108,6 @@ def _onnx(model, batch, length):
     ids, pos = torch.zeros(batch, length, dtype=torch.long), torch.arange(length)[None].repeat(batch, 1)
     mask = torch.full((length, length), torch.finfo(torch.float16).min,
                       dtype=torch.float16).triu(1)[None, None].repeat(batch, 1, 1, 1)
-    size = sum(p.numel() * 2 for p in model.parameters())
-    if size > 1.9e9:
-        raise CookError(f'{type(model).__name__} has {fmt_bytes(size)} of weights in FP16, and an ONNX file made here '
-                        f'holds at most 2 GB; '
-                                     f'take a smaller model or shape, or serve the checkpoint with TensorRT-LLM')
     f = io.BytesIO()
     try:
         with _quiet(), torch.no_grad():
@@ -221,7 +221,7 @@ def _insert(proto, ck, scheme, weights):
     proto.opset_import.append(H.make_opsetid('trt', 1))
     return found, count
 
-# %% ../nbs/13_compile.ipynb #6e35b10e
+# %% ../nbs/13_compile.ipynb #0634c346
 @dataclass
 class Graph:
     "A network in ONNX, ready for the compiler."
@@ -261,6 +261,7 @@ def graph(
     if why := supports(ck.scheme, max(TARGETS)): raise CookError(why)
     if weights == 'pairs' and ck.scheme == 'nvfp4':
         raise CookError("weights='pairs' is for 8-bit schemes; take weights='codes' for nvfp4")
+    _fits(sum(t.size * (2 if t.dtype == 'U8' else 1) for t in ck.tensors.values()), ck.path)
     model = _skeleton(ck)
     proto = _onnx(model, batch, length)
     probes, sizes = _insert(proto, ck, ck.scheme, weights)
@@ -275,6 +276,7 @@ def _plain_graph(loaded, batch, length, t):
         raise CookError(f'{loaded.name} is of kind {loaded.kind!r}; the unquantized network, or an exported checkpoint '
                         f'directory, can be compiled')
     from tqcook.models import linears
+    _fits(loaded.n_params, loaded.name)
     half = copy.deepcopy(model).to('cpu')
     for n, p in half.named_parameters(): p.data = _half(p.data, n)
     # SDPA's ONNX form differs between transformers versions; eager is plain matrix products

@@ -107,7 +107,7 @@ def use(
                                      + (f' to {r.until}' if r.until else ''))
     return name
 
-# %% ../nbs/12_trtllm.ipynb #25a1d86b
+# %% ../nbs/12_trtllm.ipynb #c59da716
 @dataclass
 class Runtime:
     "A TensorRT-LLM that can be called."
@@ -132,7 +132,7 @@ def container_command(
     mounts=(), # directories that shall be visible inside under the same path
 ) -> list:
     "The start of a command inside NVIDIA's container, with the limits that its quick-start asks for."
-    return ['docker', 'run', '--rm', '-i', '--gpus', 'all', '--ipc', 'host', '--network', 'host', '--ulimit',
+    return ['docker', 'run', '--rm', '-i', '--init', '--gpus', 'all', '--ipc', 'host', '--network', 'host', '--ulimit',
             'memlock=-1', '--ulimit', 'stack=67108864',
             *(x for m in mounts for x in ('-v', f'{Path(m).resolve()}:{Path(m).resolve()}')), image]
 
@@ -275,7 +275,7 @@ def write_options(settings: Settings, path) -> Path:
     return atomic_write(path, json.dumps({k: v for k, v in settings.kwargs().items() if k not in _FLAGS}, indent=1)
                         + '\n')
 
-# %% ../nbs/12_trtllm.ipynb #2e3537c0
+# %% ../nbs/12_trtllm.ipynb #1c6408eb
 def _tail(path: Path, n: int = 15) -> str:
     "The last lines of a log."
     try:
@@ -290,7 +290,7 @@ def port_is_free(port: int, host: str = 'localhost') -> bool:
         try: s.bind((host, port)); return True
         except OSError: return False
 
-def _end(p: subprocess.Popen, grace: float = 10):
+def _end(p: subprocess.Popen, grace: float = 30): # seconds to end by itself; a container's client must not be killed before
     "End a process and all that it started: ask, wait, kill."
     for sig, wait in ((signal.SIGTERM, grace), (signal.SIGKILL, 5)):
         with contextlib.suppress(ProcessLookupError, PermissionError): os.killpg(p.pid, sig)
