@@ -152,6 +152,21 @@ def test_alpha_sweep_runs_the_text_once_and_shows_the_default(monkeypatch):
     assert not same_ranges(ranges(fresh.loaded.model), ranges(cached.loaded.model), 0)
 
 
+def test_alpha_auto_is_chosen_on_held_out_windows_and_shown():
+    m = models.load('demo')
+    q = quantize.quantize(m, data.calibration('code-train', m.tokenizer, 10, 48), 'int8_sq', alpha='auto', progress=False)
+    rows = {r['alpha']: r['quality']['kld_mean'] for r in q.report.facts['alpha_sweep']}
+    assert {1., 'off', .5} <= rows.keys() and rows[q.alpha] == min(v for a, v in rows.items() if a != 'off')
+    assert not any('alpha' in w for w in q.report.warnings)
+
+
+def test_ranges_of_another_run_are_checked(llama):
+    plain, other = quantize.quantize(llama, text(2), 'fp8', progress=False), quantize.quantize(models.tiny('gpt2'), text(2), 'fp8', progress=False)
+    with pytest.raises(CookError, match='without channels'): quantize.quantize(llama, text(2), 'int8_sq', ranges=plain.ranges, progress=False)
+    with pytest.raises(CookError, match='another model'): quantize.quantize(llama, text(2), 'fp8', ranges=other.ranges, progress=False)
+    assert any('alpha 1.0' in w for w in quantize.quantize(llama, text(2), 'int8_sq', progress=False).report.warnings)
+
+
 @pytest.mark.parametrize('arch, exact', [('llama', True), ('qwen3', True), ('phi3', True), ('opt', True), ('gpt2', True), ('gemma2', False), ('gemma3', False)])
 def test_injected_outliers_change_nothing_that_is_computed(arch, exact):
     m = models.tiny(arch)
@@ -218,6 +233,15 @@ def test_every_scheme_writes_what_the_contract_wants(llama, scheme, tmp_path):
     assert 'Random weights' in (out/'README.md').read_text()
 
 
+def test_a_checkpoint_of_several_files(llama, tmp_path, monkeypatch):
+    from tqcook import checkpoint
+    monkeypatch.setattr(quantize, 'SHARD', '200KB')
+    out = quantize.export(quantize.quantize(llama, None, 'fp8_block', progress=False), tmp_path/'many')
+    c = checkpoint.Checkpoint.open(out)
+    assert len(list(out.glob('*.safetensors'))) > 3 and not checkpoint.check(out).errors and checkpoint.verify(out).ok
+    assert all(len(t.shape) == 2 for n, t in c.tensors.items() if n.endswith('weight_scale'))
+
+
 @pytest.mark.parametrize('arch', ['llama', 'qwen2'])
 def test_legacy_layout(arch, tmp_path):
     q = quantize.quantize(models.tiny(arch), text(4), 'int8_sq', alpha=.5, progress=False)
@@ -243,6 +267,7 @@ def test_legacy_layout(arch, tmp_path):
     (dict(scheme='fp8_rowwise', algorithm='mse'), 'static ranges'),
     (dict(algorithm='percentile', percentile=0), 'more than 0'),
     (dict(algorithm='percentile', percentile=100.5), 'at most 100'),
+    (dict(scheme='int8_sq', alpha='auto'), 'at least 10'),
     (dict(exclude=['*.nosuch']), 'matches no linear layer'),
 ])
 def test_options_that_make_no_sense_are_refused(llama, kw, said):

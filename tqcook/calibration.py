@@ -341,7 +341,7 @@ def text_facts(
         if facts['length_ratio'] > 4: warn.append(f"target windows are {facts['length_ratio']:.0f} times as long as calibration windows; calibrate at the length that will be served")
     return facts, warn
 
-# %% ../nbs/06_calibration.ipynb #60c9e962
+# %% ../nbs/06_calibration.ipynb #290a52df
 @dataclass
 class QuantizerStat:
     "One quantizer: its range and how the values lie in it."
@@ -407,6 +407,7 @@ class CalibrationReport:
             if not any(s.amax for s in g): continue
             line, = ax.plot([_layer(s, i) for i, s in enumerate(g)], [s.amax for s in g], '.-', ms=4, lw=1, label=g[0].module.rpartition('.')[2])
             if any(s.drift for s in g): ax.plot([_layer(s, i) for i, s in enumerate(g)], [(s.drift or math.nan) * s.amax for s in g], 'o', ms=5, mfc='none', color=line.get_color(), lw=0)
+        if self.measured_on == 'target text': ax.plot([], [], 'o', ms=5, mfc='none', color='gray', lw=0, label='target text')
         ax.set(yscale='log', xlabel='layer', ylabel='amax of the input', title=f'{self.scheme}: what calibration set')
         ax.legend(fontsize=7, ncols=2); fig.tight_layout()
         return fig
@@ -427,9 +428,10 @@ class CalibrationReport:
         s = next(s for s in self.inputs() if s.module == module); h, e = self.hists[s.shared or module], bin_edges()
         on = h[1:].nonzero()[0] + 1
         fig, ax = plt.subplots(figsize=(6, 2.4), dpi=80)
-        ax.stairs(h[on[0]:on[-1] + 1] / h.sum(), e[on[0]:on[-1] + 2], fill=True, alpha=.5)
+        wide = np.log2(e[on[0] + 1:on[-1] + 2] / e[on[0]:on[-1] + 1]) # sixteen bins share an octave, but not equally
+        ax.stairs(h[on[0]:on[-1] + 1] / h.sum() / wide, e[on[0]:on[-1] + 2], fill=True, alpha=.5)
         ax.axvline(s.amax, color='crimson', lw=1, label='amax'); ax.axvline(s.amax * dead_zone(s.dtype), color='gray', lw=1, label='becomes zero below')
-        ax.set(xscale='log', xlabel=f'|input of {module}|', ylabel='share of values'); ax.legend(fontsize=7); fig.tight_layout()
+        ax.set(xscale='log', xlabel=f'|input of {module}|', ylabel='share of values per octave'); ax.legend(fontsize=7); fig.tight_layout()
         return fig
 
 def _pct(v): return None if v is None else '0' if not v else f'{v:.1e}' if v < 1e-5 else f'{v:.3%}'
@@ -442,7 +444,7 @@ def _by_kind(stats):
         if not s.shared: groups.setdefault((s.role, s.module.rpartition('.')[2]), []).append(s)
     return list(groups.values())
 
-# %% ../nbs/06_calibration.ipynb #4183222c
+# %% ../nbs/06_calibration.ipynb #bccee73e
 def examine(
     report: CalibrationReport,
     rec: RangeRecorder, # what was watched; names are those of `report.stats` inputs
@@ -469,7 +471,8 @@ def examine(
         s.p999 = float(c[1:][np.searchsorted(np.cumsum(h), .999 * h.sum())]) / s.amax
         if not report.measured_on or report.measured_on == 'calibration text':
             live = max(h[1:].sum(), 1); cut = int(np.searchsorted(c, s.amax, 'right'))
-            s.saturation, s.underflow, report.measured_on = float(h[cut:].sum() / h.sum()), float(h[1:np.searchsorted(c, s.amax * dead_zone(s.dtype), 'right') - 1].sum() / live), 'calibration text'
+            gone = float(h[1:np.searchsorted(c, s.amax * dead_zone(s.dtype), 'right') - 1].sum() / live) if s.dtype != 'e2m1' else None
+            s.saturation, s.underflow, report.measured_on = float(h[cut:].sum() / h.sum()), gone, 'calibration text'
     _warn_ranges(report)
     return report
 
@@ -497,6 +500,7 @@ def examine_target(
     for n in clip.counts:
         s = by[names[n]]
         s.saturation, s.underflow, s.drift = clip.shares(n)
+        if s.dtype == 'e2m1': s.underflow = None # NVFP4 has a second scale for every 16 values: what vanishes does not follow from amax
     bad = [s for s in report.inputs() if (s.saturation or 0) > floor]
     if bad:
         s = max(bad, key=lambda s: s.saturation)

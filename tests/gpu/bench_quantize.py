@@ -135,6 +135,8 @@ def cold_plain():
                     nll = torch.stack([torch.nn.functional.cross_entropy(z[r].float(), ids[r, 1:]) for r in range(len(ids))]).tolist()
         sync(); t2 = time.perf_counter()
         with quiet(): export_hf_checkpoint(model, export_dir=work/'plain')
+    result['plain ModelOpt compiled an extension'] = bool(os.listdir(EXTENSIONS))
+    print('    plain ModelOpt compiled an extension:', bool(os.listdir(EXTENSIONS)), flush=True)
     result['cold FP8 run, plain ModelOpt: parts'] = dict(calibrate=round(t1 - t, 2), score=round(t2 - t1, 2), export=round(time.perf_counter() - t2, 2))
     print('   ', result['cold FP8 run, plain ModelOpt: parts'], flush=True)
 
