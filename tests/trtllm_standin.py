@@ -25,7 +25,7 @@ TorchLlmArgs = strict('TorchLlmArgs', 'model', 'tokenizer', 'tensor_parallel_siz
 
 
 class SamplingParams:
-    def __init__(self, *, max_tokens=32, temperature=None, return_context_logits=False): self.max_tokens, self.logits = max_tokens, return_context_logits
+    def __init__(self, *, max_tokens=32, temperature=None, end_id=None, return_context_logits=False): self.max_tokens, self.logits = max_tokens, return_context_logits
 
 
 class Output:

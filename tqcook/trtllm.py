@@ -19,7 +19,7 @@ from . import schemes
 from .core import CookError, suggest, read_json, atomic_write, fmt_seconds, md_table
 from .schemes import version_key, trtllm_support, has_engine_backend
 
-# %% ../nbs/12_trtllm.ipynb #de3132b6
+# %% ../nbs/12_trtllm.ipynb #bad7f7d1
 OLDEST, NEWEST, LAST_ENGINE = '1.0', '1.4', '1.3.0rc20'
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ CONTRACT = [Item(kind, n, since, until, source) for kind, names, since, until, s
     ('KvCacheConfig', 'enable_block_reuse free_gpu_memory_fraction', '1.0', '', 'llmapi/llm_args.py'),
     ('CudaGraphConfig', 'max_batch_size enable_padding', '1.0', '', 'llmapi/llm_args.py (padding_enabled before 1.0)'),
     ('TorchCompileConfig', 'enable_piecewise_cuda_graph', '1.0', '', 'llmapi/llm_args.py'),
-    ('SamplingParams', 'max_tokens return_context_logits', '1.0', '',
+    ('SamplingParams', 'max_tokens return_context_logits end_id', '1.0', '',
      'api_stability/references_committed/sampling_params.yaml'),
     ('generate', 'inputs sampling_params use_tqdm', '1.0', '', 'api_stability/references_committed/llm.yaml'),
     ('RequestOutput', 'context_logits outputs', '1.0', '', 'api_stability/references_committed/request_output.yaml; '
@@ -438,7 +438,7 @@ def load(
     return Load(len(prompts), workload.concurrency, len(out) - len(good), sum(o[2] for o in good) / seconds,
                 q([o[0] for o in good]), q(gaps), seconds)
 
-# %% ../nbs/12_trtllm.ipynb #d7ffee66
+# %% ../nbs/12_trtllm.ipynb #ccbb8a5a
 def _worker(): # runs in TensorRT-LLM's environment, as a script of its own; nothing of tqcook is there
     import json, sys
     def say(**kw): print('\ntqcook:' + json.dumps(kw), flush=True)
@@ -454,11 +454,13 @@ def _worker(): # runs in TensorRT-LLM's environment, as a script of its own; not
     except Exception as e:
         say(error=f'{type(e).__name__}: {e}'); raise SystemExit(1)
     say(ready=True)
+    params = dict(max_tokens=1, return_context_logits=True)
+    if a['backend'] == 'tensorrt': params['end_id'] = -1 # an engine may come without a tokenizer that knows its end token
     for line in sys.stdin:
         job = json.loads(line)
         try:
             outs = llm.generate(inputs=job['ids'],
-                                sampling_params=SamplingParams(max_tokens=1, return_context_logits=True),
+                                sampling_params=SamplingParams(**params),
                                 use_tqdm=False)
             for i, (ids, o) in enumerate(zip(job['ids'], outs)):
                 z = o.context_logits
@@ -708,7 +710,7 @@ def ready(
                         + (f' (and {len(errors) - 1} more)' if len(errors) > 1 else '') + '; mend it, or say force')
     return found, passport
 
-# %% ../nbs/12_trtllm.ipynb #bc8aad25
+# %% ../nbs/12_trtllm.ipynb #27e44e1a
 _QFORMAT = dict(none='full_prec', fp8='fp8', int8_sq='int8_sq', int8_wo='int8_wo', int4_awq='int4_awq', nvfp4='nvfp4')
 
 def engine_commands(
@@ -768,6 +770,8 @@ def build_engine(
         name = 'convert' if command[0] == 'python3' else 'build'
         start = [*runtime.python, *command[1:]] if name == 'convert' else [*runtime.tool(command[0]), *command[1:]]
         seconds[name] = call(start, out/f'{name}.log', 4 * 3600)
+    for n in ('tokenizer.json', 'tokenizer_config.json', 'special_tokens_map.json', 'tokenizer.model'):
+        if (Path(model)/n).exists(): shutil.copy(Path(model)/n, out/'engine'/n) # trtllm-build leaves them behind
     write_passport(out/'engine', 'engine', scheme=scheme, kv=kv, device=device, parallel=dict(tp=tp, pp=pp),
                    versions=dict(tensorrt_llm=runtime.version), seconds=seconds)
     return seconds
