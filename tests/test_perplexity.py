@@ -335,6 +335,20 @@ def test_all_nan(pair):
     with pytest.raises(CookError, match='every logit of the base model'): perplexity.compare(nan, a, random_corpus(), **quiet)
 
 
+def test_plain_logits_speak_the_protocol(pair):
+    "An engine that has only logits returns them from hidden and lets head pass them on."
+    a, b = pair
+    class Engine:
+        name, vocab_size, context, tokenizer_sha, device = 'engine', 4096, 512, None, torch.device('cpu')
+        def hidden(self, ids): return b.model(input_ids=ids, use_cache=False).logits
+        def head(self, h): return h.float()
+    c = random_corpus()
+    e, o = perplexity.compare(a, Engine(), c, **quiet), perplexity.compare(a, b, c, **quiet)
+    assert e.stats['kld_mean'].value == pytest.approx(o.stats['kld_mean'].value, rel=1e-5)
+    assert e.quant['kind'] == 'logits' and e.verdict == o.verdict
+    assert perplexity.compare(Engine(), a, c, **quiet).floor == dict(why='the base model shows no decoder layers')
+
+
 def test_random_weights_get_no_verdict():
     m = models.tiny('llama')
     c = perplexity.compare(m, m, random_corpus(), **quiet)

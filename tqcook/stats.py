@@ -149,7 +149,7 @@ def delta(xs,         # list of per-token arrays
     z, m = zip(*(_residuals(x, blocks) for x in xs))
     return _limits(f(*m), sum(g * zi for g, zi in zip(grad(*m), z)), level, False)
 
-# %% ../nbs/04_stats.ipynb #69d4a9d2
+# %% ../nbs/04_stats.ipynb #3080d336
 def _clopper_pearson(p, n, level):
     "Exact binomial limits for a share `p` of `n` (not necessarily whole) observations."
     from scipy.special import betaincinv
@@ -168,7 +168,8 @@ def share(hit,        # one bool per token
     B, n = len(blocks), len(hit)
     if B < 2: return Interval(p, math.nan, math.nan, math.nan, B, 'one block: no interval', level)
     se = math.sqrt((z**2).sum() / (B * (B - 1)))
-    shrink = (t_quantile(.5 + level / 2, n - 1) / t_quantile(.5 + level / 2, B - 1))**2   # few blocks know their variance badly
+    # few blocks know their variance badly
+    shrink = (t_quantile(.5 + level / 2, n - 1) / t_quantile(.5 + level / 2, B - 1))**2
     n_eff = min(p * (1 - p) / se**2 * shrink, n) if se > 0 else n
     return Interval(p, *_clopper_pearson(p, n_eff, level), se, B, 'block, Korn-Graubard', level)
 
@@ -216,7 +217,7 @@ def blocks_needed(se,          # standard error at `blocks`
         lo, hi = (lo, mid) if need(mid) else (mid + 1, hi)
     return lo
 
-# %% ../nbs/04_stats.ipynb #e460d9f6
+# %% ../nbs/04_stats.ipynb #01f0116a
 def mcnemar(lost,                     # base right, quantized wrong
             gained,                   # base wrong, quantized right
             alternative='two-sided',  # or 'worse': the quantized model lost more than chance
@@ -224,7 +225,8 @@ def mcnemar(lost,                     # base right, quantized wrong
     "Exact p-value of McNemar's test."
     from scipy.special import bdtr
     n = lost + gained
-    if alternative not in ('two-sided', 'worse'): raise CookError(f"alternative '{alternative}' is not known: use 'two-sided' or 'worse'")
+    if alternative not in ('two-sided', 'worse'):
+        raise CookError(f"alternative '{alternative}' is not known: use 'two-sided' or 'worse'")
     if n == 0: return 1.
     if alternative == 'worse': return float(bdtr(gained, n, .5))          # P(gained or fewer of n)
     return min(1., 2 * float(bdtr(min(lost, gained), n, .5)))
@@ -238,7 +240,7 @@ def detectable_accuracy(n,          # questions
     "Smallest loss of accuracy that a paired test over `n` questions shows (both sides of the flips in the variance)."
     return (t_quantile(1 - alpha, math.inf) + t_quantile(power, math.inf)) * math.sqrt(flips / n)
 
-# %% ../nbs/04_stats.ipynb #fa8514d0
+# %% ../nbs/04_stats.ipynb #830c5073
 @dataclass(frozen=True)
 class Check:
     "One statistic against its budget."
@@ -260,11 +262,12 @@ class Check:
         "'inside', 'outside' or 'undecided'."
         i = self.interval
         if not i.known or math.isnan(i.value): return 'undecided'
-        if self.side == 'max': return 'inside' if i.hi <= self.limit else 'outside' if i.lo > self.limit else 'undecided'
-        return 'inside' if i.lo >= self.limit else 'outside' if i.hi < self.limit else 'undecided'
+        far, near, limit = (i.hi, i.lo, self.limit) if self.side == 'max' else (-i.lo, -i.hi, -self.limit)
+        return 'inside' if far <= limit else 'outside' if near > limit else 'undecided'
 
     def blocks_to_settle(self, power=.8):
-        "Blocks after which this check would be decided with probability `power`; 0 when it is, `nan` when no number helps."
+        "Blocks that would decide this check with probability `power`; 0 when it is decided, `nan` when no number "
+        "helps."
         if self.state != 'undecided': return 0
         i, gap = self.interval, abs(self.interval.value - self.limit)
         if not i.known or not math.isfinite(i.width) or gap == 0: return math.nan
@@ -272,7 +275,7 @@ class Check:
         se = i.width / 2 / t_quantile(.5 + i.level / 2, df)       # from the limits, so that it holds for every method
         return blocks_needed(se, i.n, gap, alpha=(1 - i.level) / 2, power=power)
 
-# %% ../nbs/04_stats.ipynb #f2533f83
+# %% ../nbs/04_stats.ipynb #253f3626
 @dataclass(frozen=True)
 class Verdict:
     "PASS, FAIL or INCONCLUSIVE, with the reasons."
@@ -284,8 +287,8 @@ class Verdict:
     def _repr_markdown_(self):
         rows = [[c.name, c.interval.text(5), f"{'<=' if c.side == 'max' else '>='} {c.budget:g}",
                  f'{c.limit:.5g}' + (' (floor)' if c.limit != c.budget else ''), c.state] for c in self.checks]
-        return f'**{self.verdict}**\n\n' + md_table(rows, ['statistic', 'value [95 %]', 'budget', 'limit in force', 'state']) \
-            + '\n\n' + '\n'.join(f'- {r}' for r in self.reasons)
+        table = md_table(rows, ['statistic', 'value [95 %]', 'budget', 'limit in force', 'state'])
+        return f'**{self.verdict}**\n\n{table}\n\n' + '\n'.join(f'- {r}' for r in self.reasons)
 
 def judge(checks,           # list of `Check`
           blocks,           # number of blocks
@@ -306,7 +309,7 @@ def judge(checks,           # list of `Check`
     if reasons: return Verdict('INCONCLUSIVE', list(checks), reasons, settle)
     return Verdict('PASS', list(checks), ['every interval lies inside its limit'])
 
-# %% ../nbs/04_stats.ipynb #96ca858a
+# %% ../nbs/04_stats.ipynb #33901bfb
 _TASK_METRICS = ('acc', 'exact_match', 'acc_norm', 'pass@1', 'em', 'correct')
 
 def read_lm_eval(path,       # a `samples_*.jsonl` of lm-eval
@@ -315,32 +318,38 @@ def read_lm_eval(path,       # a `samples_*.jsonl` of lm-eval
                 ) -> tuple:
     "Scores and hashes of one log: `({doc_id: 0 or 1}, {doc_id: hash}, metric, filter)`."
     path = Path(path)
-    if not path.is_file(): raise CookError(f"no lm-eval log at '{path}': run lm_eval with --log_samples --output_path and name the .jsonl")
+    if not path.is_file():
+        raise CookError(f"no lm-eval log at '{path}': run lm_eval with --log_samples --output_path and name the .jsonl")
     lines = [l for l in path.read_text(encoding='utf-8').splitlines() if l.strip()]
-    if not lines: raise CookError(f"the lm-eval log '{path}' is empty: was the run killed, or run without --log_samples?")
+    if not lines:
+        raise CookError(f"the lm-eval log '{path}' is empty: was the run killed, or run without --log_samples?")
     rows = []
     for i, l in enumerate(lines, 1):
         try: rows.append(json.loads(l))
-        except ValueError: raise CookError(f"line {i} of '{path}' is not whole JSON ({len(lines)} lines): the log is truncated; "
-                                           'run lm_eval again') from None
+        except ValueError:
+            raise CookError(f"line {i} of '{path}' is not whole JSON ({len(lines)} lines): the log is truncated; "
+                            'run lm_eval again') from None
         if not isinstance(rows[-1], dict) or 'doc_id' not in rows[-1]:
             raise CookError(f"line {i} of '{path}' has no doc_id: expected a log written by lm_eval --log_samples")
     filters = sorted({str(r.get('filter', 'none')) for r in rows})
-    if filter and filter not in filters: raise CookError(f"'{path}' has no filter '{filter}', only {', '.join(filters)}{suggest(filter, filters)}")
+    if filter and filter not in filters: raise CookError(f"'{path}' has no filter '{filter}'{suggest(filter, filters)}")
     filter = filter or filters[0]
     rows = [r for r in rows if str(r.get('filter', 'none')) == filter]
     names = [m for m in rows[0] if isinstance(rows[0][m], (int, float)) and m != 'doc_id']
     metric = metric or next((m for m in _TASK_METRICS if m in names), '')
-    if metric not in names: raise CookError(f"'{path}' has no score '{metric or '/'.join(_TASK_METRICS)}', only {', '.join(names) or 'none'}")
+    if metric not in names:
+        raise CookError(f"'{path}' has no score '{metric or '/'.join(_TASK_METRICS)}', only "
+                        f"{', '.join(names) or 'none'}")
     score, hashes = {}, {}
     for i, r in enumerate(rows, 1):
         key, v = str(r['doc_id']), r.get(metric)
-        if v not in (0, 1, True, False): raise CookError(f"sample {key} of '{path}': {metric} is {v!r}, expected 0 or 1 (a right-or-wrong score)")
+        if v not in (0, 1):
+            raise CookError(f"sample {key} of '{path}': {metric} is {v!r}, expected 0 or 1 (a right-or-wrong score)")
         if key in score: raise CookError(f"sample {key} stands twice in '{path}': expected each doc_id once per filter")
         score[key], hashes[key] = int(v), str(r.get('doc_hash', ''))
     return score, hashes, metric, filter
 
-# %% ../nbs/04_stats.ipynb #cd21d837
+# %% ../nbs/04_stats.ipynb #1ce744ee
 @dataclass(frozen=True)
 class TaskComparison:
     "Two models on the same questions."
@@ -359,19 +368,20 @@ class TaskComparison:
     def flips(self): return (self.lost + self.gained) / self.n
 
     def to_dict(self):
-        return dict(n=self.n, metric=self.metric, acc_base=self.acc_base, acc_quant=self.acc_quant, lost=self.lost, gained=self.gained,
-                    flip_rate=self.flips, difference=self.difference.value, difference_ci95=self.difference.ci, p_value=self.p_value,
-                    p_worse=self.p_worse, min_detectable=self.min_detectable)
+        names = 'n metric acc_base acc_quant lost gained p_value p_worse min_detectable'.split()
+        return {k: getattr(self, k) for k in names} | dict(flip_rate=self.flips, difference=self.difference.value,
+                                                           difference_ci95=self.difference.ci)
 
     def _repr_markdown_(self):
         pts = lambda v: f'{100 * v:.2f}'
         rows = [['accuracy, base', pts(self.acc_base)], ['accuracy, quantized', pts(self.acc_quant)],
-                ['difference, points', self.difference.scale(100).text(2)], ['lost / gained', f'{self.lost} / {self.gained}'],
+                ['difference, points', self.difference.scale(100).text(2)],
+                ['lost / gained', f'{self.lost} / {self.gained}'],
                 ['McNemar p (two-sided / worse)', f'{self.p_value:.3g} / {self.p_worse:.3g}'],
                 ['smallest loss this would show, points', pts(self.min_detectable)]]
         return md_table(rows, [f'{self.metric}, {self.n} questions', 'paired'])
 
-# %% ../nbs/04_stats.ipynb #ceda1035
+# %% ../nbs/04_stats.ipynb #795a4d8f
 def paired_accuracy(base,       # one 0/1 per question
                     quant,      # the same questions
                     metric='acc',
@@ -379,7 +389,8 @@ def paired_accuracy(base,       # one 0/1 per question
                    ) -> TaskComparison:
     "Compare two right-or-wrong columns over the same questions."
     a, b = np.asarray(base, bool), np.asarray(quant, bool)
-    if len(a) != len(b) or not len(a): raise CookError(f'expected two non-empty columns of equal length, found {len(a)} and {len(b)}')
+    if len(a) != len(b) or not len(a):
+        raise CookError(f'expected two non-empty columns of equal length, found {len(a)} and {len(b)}')
     n, lost, gained = len(a), int((a & ~b).sum()), int((~a & b).sum())
     n2, l2, g2 = n + 2, lost + .5, gained + .5
     d = (g2 - l2) / n2
@@ -398,9 +409,13 @@ def compare_tasks(base,       # lm-eval log of the base model
     a, ha, metric, filter = read_lm_eval(base, metric, filter)
     b, hb, _, _ = read_lm_eval(quant, metric, filter)
     only = sorted(set(a) ^ set(b))
-    if only: raise CookError(f'the two logs do not hold the same samples: {len(only)} ids stand in one only (first: {only[0]}; '
-                             f'{len(a)} and {len(b)} samples); run both with the same task and --limit')
+    if only:
+        raise CookError(f'the two logs do not hold the same samples: {len(only)} ids stand in one only (first: '
+                        f'{only[0]}; '
+                        f'{len(a)} and {len(b)} samples); run both with the same task and --limit')
     other = [k for k in a if ha[k] and hb[k] and ha[k] != hb[k]]
-    if other: raise CookError(f'sample {other[0]} is another question in the second log (doc_hash differs, {len(other)} such); '
-                              'run both with the same task version')
+    if other:
+        raise CookError(f'sample {other[0]} is another question in the second log (doc_hash differs, {len(other)} '
+                        'such); '
+                        'run both with the same task version')
     return paired_accuracy([a[k] for k in a], [b[k] for k in a], metric)

@@ -80,7 +80,7 @@ def test_score_is_as_fast_as_lm_eval(big, capsys):
     corpus = random_corpus(16, 2048, a.vocab_size)
     t_ours, t_theirs = interleaved(3, lambda: perplexity.score(a, corpus, batch_size=4, **quiet), lambda: as_lm_eval(a, corpus, 4))
     show(capsys, f"{torch.cuda.get_device_name()}: score {t_ours:.2f} s, lm-eval's arithmetic {t_theirs:.2f} s on 16 windows of 2048 at 8 B")
-    assert t_ours <= t_theirs
+    assert t_ours <= 1.02 * t_theirs                                                   # 2 % for the clock
 
 
 def test_ways_and_chunks_agree():
@@ -91,6 +91,9 @@ def test_ways_and_chunks_agree():
     for way in ('hidden-memory', 'hidden-file'):
         o = perplexity.compare(lambda: a, lambda: b, corpus, way=way, **quiet)
         for k in ('ppl_base', 'ppl_quant', 'ppl_ratio'): assert o.stats[k].value == pytest.approx(direct.stats[k].value, rel=1e-6)
+    o = perplexity.compare(a, lambda: b, corpus, way='hidden-memory', **quiet)         # the caller keeps the base: it steps aside
+    assert o.stats['ppl_ratio'].value == pytest.approx(direct.stats['ppl_ratio'].value, rel=1e-6)
+    assert next(a.model.parameters()).is_cuda                                          # and is back on the GPU
     small = perplexity.compare(a, b, corpus, chunk=100, **quiet)
     assert small.stats['ppl_ratio'].value == pytest.approx(direct.stats['ppl_ratio'].value, rel=1e-5)
 
