@@ -33,7 +33,7 @@ def bin_edges():
     import numpy as np
     return (np.arange(_LOW, _LOW + BINS + 1, dtype=np.int32) << 19).view(np.float32)
 
-# %% ../nbs/06_calibration.ipynb #aed02436
+# %% ../nbs/06_calibration.ipynb #d177a46c
 class RangeRecorder:
     "Notes the largest magnitude that enters each module, sample by sample."
     def __init__(self,
@@ -43,13 +43,16 @@ class RangeRecorder:
         histogram: bool = True, # also logarithmic histograms
         limit: int = 65536, # values looked at for each histogram and batch
         followers: dict = {}): # name -> module that runs right after a watched one, whose tokens are counted: experts
-        self.modules, self.n, self.channels, self.histogram, self.limit, self.followers = modules, n_samples, channels, histogram, limit, followers
-        self.table, self.channel, self.hist, self.owner, self.rows, self.dtype, self.ndim = {}, {}, {}, {}, Counter(), {}, {}
+        self.modules, self.n, self.channels = modules, n_samples, channels
+        self.histogram, self.limit, self.followers = histogram, limit, followers
+        self.table, self.channel, self.hist, self.owner = {}, {}, {}, {}
+        self.rows, self.dtype, self.ndim = Counter(), {}, {}
         self._last, self._pending, self._at, self._mask, self._n = None, {}, slice(0, 0), None, 0
 
     def __enter__(self):
         self._handles = [m.register_forward_pre_hook(self._hook(n)) for n, m in self.modules.items()]
-        for n, m in self.followers.items(): self._handles.append(m.register_forward_pre_hook(lambda *_, n=n: self.rows.update({n: self._n})))
+        for n, m in self.followers.items():
+            self._handles.append(m.register_forward_pre_hook(lambda *_, n=n: self.rows.update({n: self._n})))
         return self
 
     def __exit__(self, *_):
@@ -80,7 +83,8 @@ class RangeRecorder:
         import torch
         b = self._at.stop - self._at.start
         self._first, per_sample = name, x.ndim >= 3 and x.shape[0] == b
-        if self._mask is not None and x.shape[:2] == self._mask.shape: x = x.masked_fill(~self._mask[..., None].to(x.device), 0)
+        if self._mask is not None and x.shape[:2] == self._mask.shape:
+            x = x.masked_fill(~self._mask[..., None].to(x.device), 0)
         if self.channels:
             per = x.abs().amax(dim=1) if per_sample else x.abs().flatten(0, -2) # [batch, channels] or [rows, channels]
             self._chan = per.flatten(0, -2).amax(0)
@@ -100,7 +104,8 @@ class RangeRecorder:
             self.owner[name], self.dtype[name], self.ndim[name] = self._first, x.dtype, x.ndim
         t = self.table[name]
         t[self._at] = torch.maximum(t[self._at], self._val)
-        if self.channels: self.channel[name] = torch.maximum(self.channel[name], self._chan) if name in self.channel else self._chan
+        if self.channels:
+            self.channel[name] = torch.maximum(self.channel[name], self._chan) if name in self.channel else self._chan
         self._n = x.numel() // x.shape[-1]
         self.rows[name] += self._n
 
@@ -110,7 +115,7 @@ class RangeRecorder:
     def per_sample(self, name): # float32 [n_samples] on the CPU, -1 where the sample never reached the module
         return self.table[name].cpu().numpy()
 
-# %% ../nbs/06_calibration.ipynb #3b487a81
+# %% ../nbs/06_calibration.ipynb #a1850812
 def auto_batch(
     model, # the model that will run
     length: int, # tokens in a window
@@ -120,13 +125,17 @@ def auto_batch(
     p = next(model.parameters())
     cfg = model.config.get_text_config()
     if p.device.type != 'cuda': return max(1, 4096 // max(1, length))
-    width = 12 * cfg.hidden_size + 4 * (getattr(cfg, 'intermediate_size', None) or 4 * cfg.hidden_size) # live values for each token, generously
-    tokens = min(torch.cuda.mem_get_info(p.device)[0] // 2 // (2 * width), 32768) # beyond 32 k tokens nothing gets faster
+    # live values for each token, generously
+    width = 12 * cfg.hidden_size + 4 * (getattr(cfg, 'intermediate_size', None) or 4 * cfg.hidden_size)
+    # beyond 32 k tokens nothing gets faster
+    tokens = min(torch.cuda.mem_get_info(p.device)[0] // 2 // (2 * width), 32768)
     return max(1, tokens // max(1, length))
 
 def _is_oom(e): # PyTorch's CPU allocator raises a plain RuntimeError
     import torch
-    return isinstance(e, torch.OutOfMemoryError) or isinstance(e, RuntimeError) and ('allocate memory' in str(e) or 'out of memory' in str(e))
+    return isinstance(e, torch.OutOfMemoryError) or isinstance(e,
+                                                               RuntimeError) and ('allocate memory' in str(e)
+                                                                       or 'out of memory' in str(e))
 
 def run_windows(
     model, # Hugging Face causal LM
@@ -158,7 +167,9 @@ def run_windows(
                 if not _is_oom(e) or bs == 1: raise
                 oom = True # leave the except block first: the traceback holds tensors alive
             if oom:
-                if not halved: warnings.warn(f'out of memory with {len(idx)} windows of {n} tokens in a batch; going on with smaller batches')
+                if not halved:
+                    warnings.warn(f'out of memory with {len(idx)} windows of {n} tokens in a batch; going on with '
+                                  f'smaller batches')
                 bs, halved = max(1, len(idx) // 2), halved + 1
                 if dev.type == 'cuda': torch.cuda.empty_cache()
                 continue
@@ -167,14 +178,15 @@ def run_windows(
     if dev.type == 'cuda': torch.cuda.synchronize(dev)
     return dict(seconds=time.perf_counter() - t0, batch_size=bs, halved=halved, order=order)
 
-# %% ../nbs/06_calibration.ipynb #02febaab
+# %% ../nbs/06_calibration.ipynb #6c9fa0dc
 def _grid(v, amax, dtype):
     "Round magnitudes to the grid of a format whose largest value is amax (numpy, float64)."
     import numpy as np
     f = FORMATS[dtype]
     x = np.minimum(v * (f.max / amax), f.max)
     if f.rel_step is None: return np.round(x) * (amax / f.max)
-    bits = {'e4m3': 3, 'e5m2': 2, 'e2m1': 1}[dtype] # mantissa bits: steps of 2^-bits within an octave, even steps below the smallest normal
+    # mantissa bits: steps of 2^-bits within an octave, even steps below the smallest normal
+    bits = {'e4m3': 3, 'e5m2': 2, 'e2m1': 1}[dtype]
     step = np.maximum(2. ** (np.floor(np.log2(np.maximum(x, 1e-30))) - bits), f.tiny)
     return np.round(x / step) * step * (amax / f.max)
 
@@ -205,7 +217,8 @@ def choose_amax(
 def _entropy(h, e, on, top, dtype, n=2048):
     import numpy as np
     edges = np.linspace(0, top, n + 1)
-    cdf = np.interp(edges, np.minimum(e, top), np.concatenate([[0], np.cumsum(h)])) # counts spread evenly within each logarithmic bin
+    # counts spread evenly within each logarithmic bin
+    cdf = np.interp(edges, np.minimum(e, top), np.concatenate([[0], np.cumsum(h)]))
     p = np.diff(cdf); mid = (edges[1:] + edges[:-1]) / 2
     p[0] = 0 # the bin at zero is exact in every format and would drown the rest
     best, best_kl = top, np.inf
@@ -218,11 +231,13 @@ def _entropy(h, e, on, top, dtype, n=2048):
         approx = np.where(live, (mass / np.maximum(width, 1))[level], 0)
         ok = (ref > 0) & (approx > 0)
         lost = ref[(ref > 0) & ~ok].sum() / ref.sum()
-        kl = float((ref[ok] / ref.sum() * np.log((ref[ok] / ref.sum()) / (approx[ok] / approx.sum()))).sum()) if ok.any() else np.inf
+        if not ok.any(): continue
+        a, b = ref[ok] / ref.sum(), approx[ok] / approx.sum()
+        kl = float((a * np.log(a / b)).sum())
         if kl + 10 * lost < best_kl: best, best_kl = float(edges[i]), kl + 10 * lost
     return best
 
-# %% ../nbs/06_calibration.ipynb #bf6eeeb1
+# %% ../nbs/06_calibration.ipynb #0b699ce6
 def dead_zone(dtype: str) -> float: # relative to amax: what is at most this large becomes zero
     "Half of a format's smallest magnitude, as a share of the largest."
     f = FORMATS[dtype]
@@ -236,7 +251,8 @@ class ClipCounter:
         dtype: dict, # name -> key of `FORMATS`
         prescale: dict = {}): # name -> factor for each channel applied before quantizing (SmoothQuant)
         self.modules, self.amax, self.dtype, self.prescale = modules, amax, dtype, prescale
-        self.counts, self.top, self._mask, self._last = {}, {}, None, None # name -> tensor [values, non-zero, clipped, vanished]
+        # name -> tensor [values, non-zero, clipped, vanished]
+        self.counts, self.top, self._mask, self._last = {}, {}, None, None
 
     def __enter__(self):
         self._handles = [m.register_forward_pre_hook(self._hook(n)) for n, m in self.modules.items() if n in self.amax]
@@ -259,15 +275,17 @@ class ClipCounter:
             x = args[0] if args else None
             if not torch.is_tensor(x) or not x.numel(): return
             if name in self.prescale: x = x * self.prescale[name].to(x.device, x.dtype)
-            if self._mask is not None and x.shape[:2] == self._mask.shape: x = x.masked_fill(~self._mask[..., None].to(x.device), 0)
+            if self._mask is not None and x.shape[:2] == self._mask.shape:
+                x = x.masked_fill(~self._mask[..., None].to(x.device), 0)
             a, amax = x.abs(), self.amax[name].to(x.device).float()
             zero, small, over = (a == 0).sum(), (a <= amax * lo).sum(), (a > amax).sum()
-            n = torch.tensor(x.numel(), device=x.device) if self._mask is None or x.shape[:2] != self._mask.shape else self._mask.sum().to(x.device) * x.shape[-1]
-            pad = x.numel() - n
+            masked = self._mask is not None and x.shape[:2] == self._mask.shape
+            n = self._mask.sum().to(x.device) * x.shape[-1] if masked else torch.tensor(x.numel(), device=x.device)
             self._pending.append((name, torch.stack([n, x.numel() - zero, over, small - zero]), a.amax().float()))
         return hook
 
-    def shares(self, name): # (clipped share of all values, vanished share of the non-zero ones, largest magnitude relative to amax)
+    # (clipped share of all values, vanished share of the non-zero ones, largest magnitude relative to amax)
+    def shares(self, name):
         n, live, over, gone = self.counts[name].tolist()
         a = float(self.amax[name])
         return over / max(n, 1), gone / max(live, 1), float(self.top[name]) / a if a else math.inf
@@ -286,7 +304,7 @@ def settled(
     curve = np.mean([np.maximum.accumulate(v[:, rng.permutation(v.shape[1])], 1) / top for _ in range(shuffles)], 0)
     return (curve >= 1 - tol).argmax(1) + 1, curve
 
-# %% ../nbs/06_calibration.ipynb #1c4e6eb1
+# %% ../nbs/06_calibration.ipynb #468e86ea
 def token_divergence(
     a, b, # lists of token windows
 ) -> tuple: # (divergence, what two samples of the same kind would show), bits, 0 to 1
@@ -313,35 +331,53 @@ def text_facts(
     dup = n - len({x.tobytes() for x in w})
     variety = [len(np.unique(x)) / len(x) for x in w]
     flat = sum(v < .05 for v in variety) if max(map(len, w)) >= 64 else 0
-    facts, warn = dict(windows=n, tokens=tokens, distinct_tokens=len(np.unique(np.concatenate(w))), duplicates=dup, monotonous=flat, chat_template=bool(getattr(corpus, 'chat', False))), []
-    if getattr(corpus, 'source', None): facts |= dict(source=corpus.source, sha256=corpus.sha256, windows_available=corpus.n_available)
-    if tokens < 2048: warn.append(f'only {tokens} tokens of calibration text: ranges from so little are accidental; 128 windows of 512 tokens are a usual minimum')
-    if dup: warn.append(f'{dup} of {n} calibration windows repeat another one word for word and add nothing; remove duplicates or give more text')
-    if flat: warn.append(f'{flat} of {n} calibration windows consist of a few tokens over and over (fewer than 5 % distinct): that is no language; give running text')
+    facts, warn = dict(windows=n, tokens=tokens, distinct_tokens=len(np.unique(np.concatenate(w))), duplicates=dup,
+                       monotonous=flat, chat_template=bool(getattr(corpus, 'chat', False))), []
+    if getattr(corpus, 'source', None):
+        facts |= dict(source=corpus.source, sha256=corpus.sha256, windows_available=corpus.n_available)
+    if tokens < 2048:
+        warn.append(f'only {tokens} tokens of calibration text: ranges from so little are accidental; 128 windows of '
+                    f'512 tokens are a usual minimum')
+    if dup:
+        warn.append(f'{dup} of {n} calibration windows repeat another one word for word and add nothing; remove '
+                    f'duplicates or give more text')
+    if flat:
+        warn.append(f'{flat} of {n} calibration windows consist of a few tokens over and over (fewer than 5 % '
+                    f'distinct): that is no language; give running text')
     if tokenizer is not None:
         text = tokenizer.decode(np.concatenate(w[:16]))
         odd = sum(c == '\ufffd' or (ord(c) < 32 and c not in '\t\n\r\f') for c in text) / max(len(text), 1)
         facts['unprintable_share'] = odd
-        if odd > .02: warn.append(f'{odd:.0%} of the calibration characters are control characters or not decodable: binary data; give text')
+        if odd > .02:
+            warn.append(f'{odd:.0%} of the calibration characters are control characters or not decodable: binary '
+                        f'data; give text')
         facts['tokenizer_has_chat_template'] = bool(getattr(tokenizer, 'chat_template', None))
     if target is not None and len(target.windows):
         from tqcook.data import overlap
         t = [np.asarray(x) for x in target.windows]
         seen = np.zeros(max(int(x.max()) for x in w + t) + 1, bool); seen[np.concatenate(w)] = True
-        facts |= dict(target_windows=len(t), unseen_token_share=float(1 - seen[np.concatenate(t)].mean()), leak_share=overlap(corpus, target),
+        facts |= dict(target_windows=len(t), unseen_token_share=float(1 - seen[np.concatenate(t)].mean()),
+                      leak_share=overlap(corpus, target),
                       length_ratio=float(np.mean([len(x) for x in t]) / np.mean([len(x) for x in w])))
         if getattr(target, 'chat', False) != facts['chat_template']:
-            warn.append(f"the chat template was applied to the {'calibration' if facts['chat_template'] else 'target'} text only: its special tokens set ranges of their own; calibrate on text of the same form")
+            warn.append(f"the chat template was applied to the "
+                        f"{'calibration' if facts['chat_template'] else 'target'} text only: its special tokens set "
+                        f"ranges of their own; calibrate on text of the same form")
         if facts['leak_share'] > .01:
-            warn.append(f"{facts['leak_share']:.1%} of the target text's 13-token runs stand in the calibration text too: a quality figure on it is flattered; judge on text that calibration never saw")
+            warn.append(f"{facts['leak_share']:.1%} of the target text's 13-token runs stand in the calibration text "
+                        f"too: a quality figure on it is flattered; judge on text that calibration never saw")
         facts['token_divergence'], expected = token_divergence(w, t)
         facts['token_divergence_expected'] = expected
         if facts['token_divergence'] > expected + .08:
-            warn.append(f"the target text is of another kind: its tokens diverge from the calibration text's by {facts['token_divergence']:.2f} bit where two samples of one kind would show about {expected:.2f}; calibrate on text like the target")
-        if facts['length_ratio'] > 4: warn.append(f"target windows are {facts['length_ratio']:.0f} times as long as calibration windows; calibrate at the length that will be served")
+            warn.append(f"the target text is of another kind: its tokens diverge from the calibration text's by "
+                        f"{facts['token_divergence']:.2f} bit where two samples of one kind would show about "
+                        f"{expected:.2f}; calibrate on text like the target")
+        if facts['length_ratio'] > 4:
+            warn.append(f"target windows are {facts['length_ratio']:.0f} times as long as calibration windows; "
+                        f"calibrate at the length that will be served")
     return facts, warn
 
-# %% ../nbs/06_calibration.ipynb #290a52df
+# %% ../nbs/06_calibration.ipynb #579a4627
 @dataclass
 class QuantizerStat:
     "One quantizer: its range and how the values lie in it."
@@ -366,7 +402,7 @@ class CalibrationReport:
     samples: int # windows of text
     tokens: int
     stats: list = field(default_factory=list) # QuantizerStat
-    per_sample: dict = field(default_factory=dict) # module -> largest magnitude for each sample, in the order of the corpus
+    per_sample: dict = field(default_factory=dict) # module -> largest magnitude for each sample
     warnings: list = field(default_factory=list) # sentences: the number and the remedy
     facts: dict = field(default_factory=dict) # further numbers
     seconds: dict = field(default_factory=dict) # where the time went
@@ -374,30 +410,36 @@ class CalibrationReport:
     curve: object = None # [samples] worst and mean of the settling curves
     measured_on: str = '' # 'target text' or 'calibration text': where saturation and underflow were counted
 
-    def __repr__(self): return f'CalibrationReport({self.scheme}, {self.samples} samples, {len(self.stats)} quantizers, {len(self.warnings)} warnings)'
+    def __repr__(self):
+        return (f'CalibrationReport({self.scheme}, {self.samples} samples, {len(self.stats)} quantizers, '
+                f'{len(self.warnings)} warnings)')
     def inputs(self): return [s for s in self.stats if s.role == 'input']
     def worst(self, what): # the quantizer with the largest saturation, underflow, drift or settled
         have = [s for s in self.inputs() if getattr(s, what) is not None]
         return max(have, key=lambda s: getattr(s, what)) if have else None
 
     def to_dict(self):
-        d = dict(scheme=self.scheme, kv=self.kv, algorithm=self.algorithm, samples=self.samples, tokens=self.tokens, quantizers=len(self.stats))
+        d = dict(scheme=self.scheme, kv=self.kv, algorithm=self.algorithm, samples=self.samples, tokens=self.tokens,
+                 quantizers=len(self.stats))
         for k in ('saturation', 'underflow', 'drift'):
             if (w := self.worst(k)): d |= {f'{k}_max': getattr(w, k), f'{k}_at': w.module}
         if self.measured_on: d['measured_on'] = self.measured_on
         if (w := self.worst('settled')): d |= dict(converged_at_samples=w.settled, converged_last=w.module)
-        return d | self.facts | dict(warnings=self.warnings, seconds=self.seconds, amax={s.module: s.amax for s in self.inputs() if s.amax is not None})
+        return d | self.facts | dict(warnings=self.warnings, seconds=self.seconds,
+                                     amax={s.module: s.amax for s in self.inputs() if s.amax is not None})
 
     def _repr_markdown_(self):
         hi = lambda g, k: max((getattr(s, k) for s in g if getattr(s, k) is not None), default=None)
-        rows = [(f"{g[0].role} of {g[0].module.rpartition('.')[2]}", len(g), f'{min(a):.3g} … {max(a):.3g}', _pct(hi(g, 'saturation')), _pct(hi(g, 'underflow')),
+        rows = [(f"{g[0].role} of {g[0].module.rpartition('.')[2]}", len(g), f'{min(a):.3g} … {max(a):.3g}',
+                 _pct(hi(g, 'saturation')), _pct(hi(g, 'underflow')),
                  hi(g, 'settled'), None if hi(g, 'drift') is None else f"{hi(g, 'drift'):.2f}")
                 for g in _by_kind(self.stats) if (a := [s.amax for s in g if s.amax is not None])]
         head = f'**{self.scheme}**, {self.algorithm}: {self.samples} samples, {self.tokens:,} tokens'
         if self.seconds: head += f', {fmt_seconds(sum(self.seconds.values()))}'
         if self.measured_on: head += f'; clipping counted on {self.measured_on}'
         warn = ''.join(f'\n- {w}' for w in self.warnings)
-        return head + '\n\n' + md_table(rows, ['quantizer', 'layers:', 'amax', 'clipped at most:', 'to zero at most:', 'settled after:', 'target / amax:']) + '\n' + warn
+        return head + '\n\n' + md_table(rows, ['quantizer', 'layers:', 'amax', 'clipped at most:', 'to zero at most:',
+                                               'settled after:', 'target / amax:']) + '\n' + warn
 
     def plot(self):
         "Activation ranges by layer; an open circle is what the target text reaches."
@@ -405,9 +447,13 @@ class CalibrationReport:
         fig, ax = plt.subplots(figsize=(6, 2.8), dpi=80)
         for g in _by_kind(self.inputs()):
             if not any(s.amax for s in g): continue
-            line, = ax.plot([_layer(s, i) for i, s in enumerate(g)], [s.amax for s in g], '.-', ms=4, lw=1, label=g[0].module.rpartition('.')[2])
-            if any(s.drift for s in g): ax.plot([_layer(s, i) for i, s in enumerate(g)], [(s.drift or math.nan) * s.amax for s in g], 'o', ms=5, mfc='none', color=line.get_color(), lw=0)
-        if self.measured_on == 'target text': ax.plot([], [], 'o', ms=5, mfc='none', color='gray', lw=0, label='target text')
+            line, = ax.plot([_layer(s, i) for i, s in enumerate(g)], [s.amax for s in g], '.-', ms=4, lw=1,
+                            label=g[0].module.rpartition('.')[2])
+            if any(s.drift for s in g):
+                ax.plot([_layer(s, i) for i, s in enumerate(g)], [(s.drift or math.nan) * s.amax for s in g], 'o',
+                        ms=5, mfc='none', color=line.get_color(), lw=0)
+        if self.measured_on == 'target text':
+            ax.plot([], [], 'o', ms=5, mfc='none', color='gray', lw=0, label='target text')
         ax.set(yscale='log', xlabel='layer', ylabel='amax of the input', title=f'{self.scheme}: what calibration set')
         ax.legend(fontsize=7, ncols=2); fig.tight_layout()
         return fig
@@ -417,8 +463,11 @@ class CalibrationReport:
         import matplotlib.pyplot as plt
         fig, ax = plt.subplots(figsize=(6, 2.4), dpi=80)
         n = range(1, self.curve.shape[1] + 1)
-        ax.fill_between(n, self.curve.min(0), 1, alpha=.2, lw=0); ax.plot(n, self.curve.mean(0), label='mean of all places'); ax.plot(n, self.curve.min(0), lw=1, label='slowest place')
-        ax.axhline(.95, color='gray', lw=.8, ls=':'); ax.set(xscale='log', xlabel='samples', ylabel='amax / final amax', title='Was it enough?', ylim=(None, 1.01))
+        ax.fill_between(n, self.curve.min(0), 1, alpha=.2, lw=0)
+        ax.plot(n, self.curve.mean(0), label='mean of all places')
+        ax.plot(n, self.curve.min(0), lw=1, label='slowest place')
+        ax.axhline(.95, color='gray', lw=.8, ls=':')
+        ax.set(xscale='log', xlabel='samples', ylabel='amax / final amax', title='Was it enough?', ylim=(None, 1.01))
         ax.legend(fontsize=7); fig.tight_layout()
         return fig
 
@@ -430,8 +479,10 @@ class CalibrationReport:
         fig, ax = plt.subplots(figsize=(6, 2.4), dpi=80)
         wide = np.log2(e[on[0] + 1:on[-1] + 2] / e[on[0]:on[-1] + 1]) # sixteen bins share an octave, but not equally
         ax.stairs(h[on[0]:on[-1] + 1] / h.sum() / wide, e[on[0]:on[-1] + 2], fill=True, alpha=.5)
-        ax.axvline(s.amax, color='crimson', lw=1, label='amax'); ax.axvline(s.amax * dead_zone(s.dtype), color='gray', lw=1, label='becomes zero below')
-        ax.set(xscale='log', xlabel=f'|input of {module}|', ylabel='share of values per octave'); ax.legend(fontsize=7); fig.tight_layout()
+        ax.axvline(s.amax, color='crimson', lw=1, label='amax')
+        ax.axvline(s.amax * dead_zone(s.dtype), color='gray', lw=1, label='becomes zero below')
+        ax.set(xscale='log', xlabel=f'|input of {module}|', ylabel='share of values per octave')
+        ax.legend(fontsize=7); fig.tight_layout()
         return fig
 
 def _pct(v): return None if v is None else '0' if not v else f'{v:.1e}' if v < 1e-5 else f'{v:.3%}'
@@ -444,7 +495,7 @@ def _by_kind(stats):
         if not s.shared: groups.setdefault((s.role, s.module.rpartition('.')[2]), []).append(s)
     return list(groups.values())
 
-# %% ../nbs/06_calibration.ipynb #bccee73e
+# %% ../nbs/06_calibration.ipynb #35c65715
 def examine(
     report: CalibrationReport,
     rec: RangeRecorder, # what was watched; names are those of `report.stats` inputs
@@ -471,7 +522,8 @@ def examine(
         s.p999 = float(c[1:][np.searchsorted(np.cumsum(h), .999 * h.sum())]) / s.amax
         if not report.measured_on or report.measured_on == 'calibration text':
             live = max(h[1:].sum(), 1); cut = int(np.searchsorted(c, s.amax, 'right'))
-            gone = float(h[1:np.searchsorted(c, s.amax * dead_zone(s.dtype), 'right') - 1].sum() / live) if s.dtype != 'e2m1' else None
+            gone = float(h[1:np.searchsorted(c, s.amax * dead_zone(s.dtype),
+                                             'right') - 1].sum() / live) if s.dtype != 'e2m1' else None
             s.saturation, s.underflow, report.measured_on = float(h[cut:].sum() / h.sum()), gone, 'calibration text'
     _warn_ranges(report)
     return report
@@ -480,13 +532,19 @@ def _warn_ranges(r):
     import numpy as np
     w, ins = r.warnings, r.inputs()
     name = lambda g: g[0].module + (f' and {len(g) - 1} more' if len(g) > 1 else '')
-    if (g := [s for s in ins if s.amax is None]): w.append(f'{name(g)}: no calibration token ever passed there, so no range is known; give more varied text or exclude the layer')
-    if (g := [s for s in ins if s.amax == 0]): w.append(f'{name(g)}: every input was zero during calibration (amax 0); ModelOpt exports a scale of 1 there; check the layer or exclude it')
+    if (g := [s for s in ins if s.amax is None]):
+        w.append(f'{name(g)}: no calibration token ever passed there, so no range is known; give more varied text or '
+                 f'exclude the layer')
+    if (g := [s for s in ins if s.amax == 0]):
+        w.append(f'{name(g)}: every input was zero during calibration (amax 0); ModelOpt exports a scale of 1 there; '
+                 f'check the layer or exclude it')
     late = [s for s in ins if s.settled and not s.shared and r.samples >= 8 and s.settled > r.samples / 2]
     if late:
         s = max(late, key=lambda s: s.settled); v = np.sort(r.per_sample[s.module])
-        one = f' (one sample alone, number {int(r.per_sample[s.module].argmax())}, reaches {v[-1]:.3g}, the next {v[-2]:.3g})' if v[-1] > 1.1 * v[-2] else ''
-        w.append(f'the range of {name([s, *late[1:]])} had not settled after {r.samples} samples{one}; give more samples, or look at the one that sets the range')
+        one = (f' (one sample alone, number {int(r.per_sample[s.module].argmax())}, reaches {v[-1]:.3g}, '
+               f'the next {v[-2]:.3g})') if v[-1] > 1.1 * v[-2] else ''
+        w.append(f'the range of {name([s, *late[1:]])} had not settled after {r.samples} samples{one}; give more '
+                 f'samples, or look at the one that sets the range')
 
 def examine_target(
     report: CalibrationReport,
@@ -500,18 +558,23 @@ def examine_target(
     for n in clip.counts:
         s = by[names[n]]
         s.saturation, s.underflow, s.drift = clip.shares(n)
-        if s.dtype == 'e2m1': s.underflow = None # NVFP4 has a second scale for every 16 values: what vanishes does not follow from amax
+        # NVFP4 has a second scale for every 16 values: what vanishes does not follow from amax
+        if s.dtype == 'e2m1': s.underflow = None
     bad = [s for s in report.inputs() if (s.saturation or 0) > floor]
     if bad:
         s = max(bad, key=lambda s: s.saturation)
-        report.warnings.append(f'{s.saturation:.2%} of the values entering {s.module} are clipped on the target text' + (f' (more than {floor:.1%} in {len(bad)} layers)' if len(bad) > 1 else '')
+        report.warnings.append(f'{s.saturation:.2%} of the values entering {s.module} are clipped on the target text'
+                               + (f' (more than {floor:.1%} in {len(bad)} layers)' if len(bad) > 1 else '')
                                + '; calibrate on text like the target, or with more samples')
     far = [s for s in report.inputs() if (s.drift or 0) > 1.5]
     if far:
         s = max(far, key=lambda s: s.drift)
-        report.warnings.append(f'the target text reaches {s.drift:.1f} times the range of {s.module}' + (f' (beyond 1.5 times in {len(far)} layers)' if len(far) > 1 else '') + '; calibrate on text like the target')
+        report.warnings.append(f'the target text reaches {s.drift:.1f} times the range of {s.module}'
+                               + (f' (beyond 1.5 times in {len(far)} layers)' if len(far) > 1 else '')
+                               + '; calibrate on text like the target')
     gone = [s for s in report.inputs() if s.dtype == 'int8' and (s.underflow or 0) > .5]
     if gone:
         s = max(gone, key=lambda s: s.underflow)
-        report.warnings.append(f'{s.underflow:.0%} of the non-zero values entering {s.module} become zero: a few outliers stretch its range; smooth it (alpha), clip it (algorithm) or take fp8')
+        report.warnings.append(f'{s.underflow:.0%} of the non-zero values entering {s.module} become zero: a few '
+                               f'outliers stretch its range; smooth it (alpha), clip it (algorithm) or take fp8')
     return report

@@ -6,17 +6,18 @@
 __all__ = ['ALGORITHMS', 'LAYOUTS', 'SHARD', 'fake_e4m3', 'fake_int', 'preflight', 'Quantized', 'Ranges', 'quantize', 'per_token',
            'AlphaSweep', 'sweep_alpha', 'norm_readers', 'inject_outliers', 'export']
 
-# %% ../nbs/07_quantize.ipynb #653c3768
+# %% ../nbs/07_quantize.ipynb #ef6212c8
 import contextlib, copy as _copy, dataclasses, fnmatch, io, math, time, warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 from . import schemes
 from .core import CookError, suggest, need, atomic_dir, fmt_bytes, fmt_seconds, md_table
 from .models import Loaded, linears, expert_tensors, check_finite
-from .calibration import (CalibrationReport, QuantizerStat, RangeRecorder, ClipCounter, run_windows, choose_amax, text_facts, examine,
+from .calibration import (CalibrationReport, QuantizerStat, RangeRecorder, ClipCounter, run_windows, choose_amax,
+                                text_facts, examine,
                                 examine_target)
 
-# %% ../nbs/07_quantize.ipynb #a1a44edc
+# %% ../nbs/07_quantize.ipynb #0044c342
 def fake_e4m3(x, amax):
     "Round to FP8 E4M3 with the scale amax / 448 and back."
     import torch
@@ -30,24 +31,30 @@ def fake_int(x, amax, bits=8, narrow=True):
     import torch
     amax, top = amax.float(), 2. ** (bits - 1) - 1
     dead = amax <= 2.**-24 # nothing is left of a range of zero
-    scale = torch.tensor(top, device=amax.device) / torch.where(dead, torch.ones_like(amax), amax) # a Python number divided by a tensor goes through 1/x and rounds twice
-    q = (x.float() * torch.where(dead, torch.zeros_like(scale), scale)).round_().clamp_(-top if narrow else -top - 1, top)
+    # a Python number divided by a tensor goes through 1/x and rounds twice
+    scale = torch.tensor(top, device=amax.device) / torch.where(dead, torch.ones_like(amax), amax)
+    q = (x.float() * torch.where(dead, torch.zeros_like(scale), scale)).round_().clamp_(-top if narrow else -top - 1,
+            top)
     return (q / scale).to(x.dtype)
 
 def _backend(x, q): # what ModelOpt calls for each tensor
-    return fake_e4m3(x, q._get_amax(x)) if q.num_bits == (4, 3) else fake_int(x, q._get_amax(x), q.num_bits, q.narrow_range)
+    return fake_e4m3(x, q._get_amax(x)) if q.num_bits == (4, 3) else fake_int(x, q._get_amax(x), q.num_bits,
+            q.narrow_range)
 
 def _use_backend(model):
     "Route every quantizer whose rounding we have to `_backend`; the others (NVFP4) keep ModelOpt's Triton kernels."
     nn = need('modelopt.torch.quantization.nn', 'quantize')
     if not nn.is_registered_quant_backend('tqcook'): nn.register_quant_backend('tqcook', _backend)
     for q in model.modules():
-        if isinstance(q, nn.TensorQuantizer) and q.num_bits in ((4, 3), 8, 4) and not q.unsigned and not q.is_mx_format: q.backend = 'tqcook'
+        if isinstance(q, nn.TensorQuantizer) and q.num_bits in ((4, 3), 8, 4) and not q.unsigned and not q.is_mx_format:
+            q.backend = 'tqcook'
 
-# %% ../nbs/07_quantize.ipynb #10365173
+# %% ../nbs/07_quantize.ipynb #67e5112a
 ALGORITHMS = ('max', 'entropy', 'percentile', 'mse')
-_CONFIGS = dict(fp8='FP8_DEFAULT_CFG', fp8_rowwise='FP8_PER_CHANNEL_PER_TOKEN_CFG', fp8_block='FP8_2D_BLOCKWISE_WEIGHT_ONLY_CFG',
-                int8_sq='INT8_SMOOTHQUANT_CFG', int8_wo='INT8_WEIGHT_ONLY_CFG', int4_awq='INT4_AWQ_CFG', nvfp4='NVFP4_DEFAULT_CFG')
+_CONFIGS = dict(fp8='FP8_DEFAULT_CFG', fp8_rowwise='FP8_PER_CHANNEL_PER_TOKEN_CFG',
+                fp8_block='FP8_2D_BLOCKWISE_WEIGHT_ONLY_CFG',
+                int8_sq='INT8_SMOOTHQUANT_CFG', int8_wo='INT8_WEIGHT_ONLY_CFG', int4_awq='INT4_AWQ_CFG',
+                nvfp4='NVFP4_DEFAULT_CFG')
 
 def preflight(
     loaded: Loaded, # the model
@@ -57,24 +64,31 @@ def preflight(
 ) -> dict: # name -> linear layer that will be quantized
     "Check that a model can be quantized this way; `CookError` says why not."
     s = schemes.get(scheme); schemes.check_kv(kv)
-    if loaded.kind != 'hf': raise CookError(f'{loaded.name} is of kind {loaded.kind!r}, expected an unquantized model; load it again with models.load')
+    if loaded.kind != 'hf':
+        raise CookError(f'{loaded.name} is of kind {loaded.kind!r}, expected an unquantized model; load it again with '
+                        f'models.load')
     lins, experts = linears(loaded.model), expert_tensors(loaded.model)
     if not lins and not experts:
-        raise CookError(f'{type(loaded.model).__name__} has no linear layers in its body, so there is nothing to quantize; expected a transformer decoder')
+        raise CookError(f'{type(loaded.model).__name__} has no linear layers in its body, so there is nothing to '
+                        f'quantize; expected a transformer decoder')
     for p in exclude:
         if not any(fnmatch.fnmatch(n, p) or fnmatch.fnmatch(n, p + '.*') for n in lins):
             raise CookError(f'exclude pattern {p!r} matches no linear layer; names look like {next(iter(lins))}')
-    lins = {n: m for n, m in lins.items() if not any(fnmatch.fnmatch(n, p) or fnmatch.fnmatch(n, p + '.*') for p in exclude)}
+    lins = {n: m for n, m in lins.items()
+            if not any(fnmatch.fnmatch(n, p) or fnmatch.fnmatch(n, p + '.*') for p in exclude)}
     if s.name == 'nvfp4' and loaded.device.kind == 'cpu':
-        raise CookError("nvfp4 is calibrated by ModelOpt's GPU kernels and this model is on the CPU; use an NVIDIA GPU (Blackwell runs NVFP4, earlier ones only simulate it), or take fp8")
+        raise CookError("nvfp4 is calibrated by ModelOpt's GPU kernels and this model is on the CPU; use an NVIDIA "
+                        "GPU (Blackwell runs NVFP4, earlier ones only simulate it), or take fp8")
     if s.block and s.w_granularity == 'group':
         for n, m in lins.items():
             k = m.weight.shape[0] if type(m).__name__ == 'Conv1D' else m.in_features
-            if k % s.block: raise CookError(f'{s.name} groups {s.block} inputs under one scale, and {n} has {k} inputs, which {s.block} does not divide; '
+            if k % s.block:
+                raise CookError(f'{s.name} groups {s.block} inputs under one scale, and {n} has {k} inputs, which '
+                                f'{s.block} does not divide; '
                                             f'exclude that layer or take a scheme without groups, such as fp8')
     return lins
 
-# %% ../nbs/07_quantize.ipynb #9728396f
+# %% ../nbs/07_quantize.ipynb #91f97de7
 @dataclass(repr=False)
 class Quantized:
     "A fake-quantized model and how it came about."
@@ -92,15 +106,18 @@ class Quantized:
     def __repr__(self): return self._repr_markdown_().replace('**', '')
     def _repr_markdown_(self):
         t = ', '.join(f'{k} {fmt_seconds(v)}' for k, v in self.seconds.items())
-        smooth = '' if self.scheme != 'int8_sq' else ', not smoothed' if self.alpha == 'off' else f', alpha {self.alpha:g}'
-        return f'**{self.loaded.name}** as {self.scheme}{smooth}, KV cache {self.kv}: {self.modules} weights fake-quantized ({t})'
+        smooth = ', not smoothed' if self.alpha == 'off' else f', alpha {self.alpha:g}' if self.scheme == 'int8_sq' else ''
+        return (f'**{self.loaded.name}** as {self.scheme}{smooth}, KV cache {self.kv}: '
+                f'{self.modules} weights fake-quantized ({t})')
 
-# %% ../nbs/07_quantize.ipynb #bd293f88
+# %% ../nbs/07_quantize.ipynb #82ab4ecd
 def _config(s, kv, exclude):
     "ModelOpt's configuration for a scheme."
     mtq = need('modelopt.torch.quantization', 'quantize')
     cfg = _copy.deepcopy(getattr(mtq, _CONFIGS[s.name]))
-    if kv == 'fp8': cfg['quant_cfg'].append(dict(quantizer_name='*[kv]_bmm_quantizer', cfg=dict(num_bits=(4, 3), use_constant_amax=True)))
+    if kv == 'fp8':
+        cfg['quant_cfg'].append(dict(quantizer_name='*[kv]_bmm_quantizer',
+                                     cfg=dict(num_bits=(4, 3), use_constant_amax=True)))
     for p in exclude: cfg['quant_cfg'] += [dict(quantizer_name=f'{p}.*', enable=False)]
     return cfg
 
@@ -111,7 +128,8 @@ def _quiet():
     bars, level = log.is_progress_bar_enabled(), log.get_verbosity()
     log.disable_progress_bar(); log.set_verbosity_error()
     try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()): warnings.simplefilter('ignore'); yield
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter('ignore'); yield
     finally:
         log.set_verbosity(level)
         if bars: log.enable_progress_bar()
@@ -120,9 +138,11 @@ def _insert(model, s, kv, exclude):
     "Put ModelOpt's quantizers into a model; nothing is calibrated yet."
     import torch
     mtq = need('modelopt.torch.quantization', 'quantize')
-    if expert_tensors(model) and hasattr(model, 'set_experts_implementation'): model.set_experts_implementation('eager') # the fused forms bypass the quantizers
+    # the fused forms bypass the quantizers
+    if expert_tensors(model) and hasattr(model, 'set_experts_implementation'): model.set_experts_implementation('eager')
     with _quiet(): mtq.quantize(model, dict(_config(s, kv, exclude), algorithm=None))
-    for m in model.modules(): # ModelOpt's `*input_quantizer` also matches LayerNorm (GPT-2, OPT), which no engine quantizes
+    # ModelOpt's `*input_quantizer` also matches LayerNorm (GPT-2, OPT), which no engine quantizes
+    for m in model.modules():
         if isinstance(m, torch.nn.LayerNorm) and hasattr(m, 'input_quantizer'): m.input_quantizer.disable()
     _use_backend(model)
 
@@ -134,14 +154,16 @@ def _quantizers(model, weights=False):
     return {n: q for n, q in on.items() if not _is_weight(n) and not q._use_constant_amax and not q._dynamic}
 
 def _is_weight(name): return any('weight_quantizer' in part for part in name.split('.'))
-def _module_of(name): # '…mlp.up_proj.input_quantizer' -> '…mlp.up_proj'; '…experts.down_proj_weight_quantizers.3' -> '…experts.down_proj.3'
+# '…mlp.up_proj.input_quantizer' -> '…mlp.up_proj'; '…experts.down_proj_weight_quantizers.3' -> '…experts.down_proj.3'
+def _module_of(name):
     out = []
     for p in name.split('.'):
-        for end in ('input_quantizer', 'weight_quantizers', 'weight_quantizer', '_bmm_quantizer'): p = p.removesuffix(end)
+        for end in ('input_quantizer', 'weight_quantizers', 'weight_quantizer', '_bmm_quantizer'):
+            p = p.removesuffix(end)
         if p.rstrip('_'): out.append(p.rstrip('_'))
     return '.'.join(out)
 
-# %% ../nbs/07_quantize.ipynb #8cbbd146
+# %% ../nbs/07_quantize.ipynb #c45b3c58
 @dataclass
 class Ranges:
     "What a pass over calibration text recorded."
@@ -152,7 +174,8 @@ def _observe(model, windows, batch_size, progress, channels, details):
     "Run the windows and record ranges at every quantizer that needs one. Quantizers are transparent meanwhile."
     acts = _quantizers(model)
     experts = {n: q for n, q in _quantizers(model, weights=True).items() if 'weight_quantizers' in n}
-    with RangeRecorder(acts, len(windows), channels=channels, histogram=details and not channels, followers=experts) as rec:
+    with RangeRecorder(acts, len(windows), channels=channels, histogram=details and not channels,
+                       followers=experts) as rec:
         run = run_windows(model, windows, rec, batch_size, progress, pad=not experts)
     _check_ranges(rec, run['order'])
     return Ranges(rec, run)
@@ -161,30 +184,40 @@ def _check_ranges(rec, order):
     "Stop at infinite or undefined activations: a range made of them is worthless."
     import torch
     if not rec.table: return
-    top = torch.stack([t.max().cpu() for t in rec.table.values()]) if len({t.device for t in rec.table.values()}) > 1 else torch.stack([t.max() for t in rec.table.values()])
+    top = torch.stack([t.max().cpu() for t in rec.table.values()]) if len({t.device
+            for t in rec.table.values()}) > 1 else torch.stack([t.max() for t in rec.table.values()])
     bad = [n for n, ok in zip(rec.table, torch.isfinite(top).tolist()) if not ok]
     if bad:
         sample = next(order[i] for i, v in enumerate(rec.per_sample(bad[0])) if not math.isfinite(v))
-        raise CookError(f'the input of {_module_of(bad[0])} is not finite in calibration sample {sample}' + (f' (and that of {len(bad) - 1} more layers)' if len(bad) > 1 else '')
+        raise CookError(f'the input of {_module_of(bad[0])} is not finite in calibration sample {sample}'
+                        + (f' (and that of {len(bad) - 1} more layers)' if len(bad) > 1 else '')
                         + '; look at that text, and try the model in float32: BF16 and FP16 may overflow')
 
 def _fill(model, ranges, algorithm='max', percentile=99.99):
     "Hand the recorded ranges to ModelOpt's calibrators, in the form it would have collected itself."
     import torch
     rec, picked, acts = ranges.recorder, {}, _quantizers(model)
-    if rec.table and not rec.table.keys() & acts.keys(): raise CookError(f'these ranges belong to another model: they name {next(iter(rec.table))}, this one has {next(iter(acts), "none")}')
-    if any(q.axis is not None for q in acts.values()) and not rec.channels: raise CookError('these ranges were recorded without channels, which SmoothQuant needs; take those of an earlier SmoothQuant run')
+    if rec.table and not rec.table.keys() & acts.keys():
+        raise CookError(f'these ranges belong to another model: they name {next(iter(rec.table))}, this one has '
+                        f'{next(iter(acts), "none")}')
+    if any(q.axis is not None for q in acts.values()) and not rec.channels:
+        raise CookError('these ranges were recorded without channels, which SmoothQuant needs; take those of an '
+                        'earlier SmoothQuant run')
     for n, q in acts.items():
         if n not in rec.table: continue # never exercised: ModelOpt leaves it without a range, the report says so
-        if q.axis is not None: q._calibrator._calib_amax = rec.channel[n].clone().view([1] * (rec.ndim[n] - 1) + [-1]); continue # SmoothQuant
+        if q.axis is not None:
+            # SmoothQuant
+            q._calibrator._calib_amax = rec.channel[n].clone().view([1] * (rec.ndim[n] - 1) + [-1]); continue
         a = rec.amax(n)
         if algorithm != 'max':
             o = rec.owner[n]
-            if o not in picked: picked[o] = choose_amax(rec.hist[o].cpu().numpy(), float(a), algorithm, _dtype_of[q.num_bits], percentile)
+            if o not in picked:
+                picked[o] = choose_amax(rec.hist[o].cpu().numpy(), float(a), algorithm, _dtype_of[q.num_bits],
+                                        percentile)
             a = torch.tensor(picked[o], dtype=a.dtype, device=a.device)
         q._calibrator._calib_amax = a.clone()
 
-# %% ../nbs/07_quantize.ipynb #adc0bd83
+# %% ../nbs/07_quantize.ipynb #06d09c35
 _dtype_of = {(4, 3): 'e4m3', 8: 'int8', 4: 'int4', (2, 1): 'e2m1'}
 
 def _smooths(s, alpha): return s.name == 'int8_sq' and alpha != 'off'
@@ -196,9 +229,11 @@ def _calibrate(model, s, windows, batch_size, progress, algorithm, alpha, percen
     def plain(model): # methods that search (AWQ) need the text itself, with ModelOpt's quantizers at work
         box.append(run_windows(model, windows, None, batch_size, progress))
     def observed(model):
-        for q in _quantizers(model, weights=True).values(): q.disable_calib() # ModelOpt has just taken these from the weights themselves
+        # ModelOpt has just taken these from the weights themselves
+        for q in _quantizers(model, weights=True).values(): q.disable_calib()
         for q in _quantizers(model).values(): q.disable_calib()
-        if box[0] is None: box[0] = _observe(model, windows, batch_size, progress, _smooths(s, alpha), details or algorithm != 'max')
+        if box[0] is None:
+            box[0] = _observe(model, windows, batch_size, progress, _smooths(s, alpha), details or algorithm != 'max')
         _fill(model, box[0], algorithm, percentile)
     if s.name == 'int4_awq': method, loop = dict(method='awq_lite', alpha_step=.1), plain
     elif _smooths(s, alpha): method, loop = dict(method='smoothquant', alpha=alpha), observed
@@ -209,21 +244,21 @@ def _calibrate(model, s, windows, batch_size, progress, algorithm, alpha, percen
         with _quiet(): requantize_resmooth_fused_llm_layers(model)
     return box[0]
 
-# %% ../nbs/07_quantize.ipynb #6653372a
+# %% ../nbs/07_quantize.ipynb #56fd57cf
 def quantize(
     loaded: Loaded, # an unquantized model
     corpus, # calibration text, a `data.Corpus` (or anything with .windows); None for schemes that need none
     scheme: str = 'fp8', # a name from `schemes.SCHEMES`
     kv: str = 'none', # 'fp8': also the KV cache, with the constant scale 1
     algorithm: str = 'max', # how a range is chosen: see `ALGORITHMS`
-    alpha: float|str|None = None, # SmoothQuant's strength, 0 to 1; None: ModelOpt's default 1.0; 'off': plain INT8; 'auto': chosen on every fifth window
+    alpha: float|str|None = None, # SmoothQuant's strength, 0 to 1; None: ModelOpt's 1.0; 'off'; 'auto': chosen
     exclude=(), # patterns of modules to leave in BF16, such as '*.down_proj'
     batch_size: int = 0, # windows in a batch; 0: chosen by memory
     progress: bool = True,
     target=None, # text that the model will serve or be judged on: clipping, drift and overlap are measured on it
     percentile: float = 99.99, # for algorithm 'percentile'
     copy: bool = True, # work on a copy; False: change `loaded.model` itself, for models that fit only once
-    ranges: Ranges|None = None, # from an earlier `Quantized` of the same model, text and scheme: do not run the text again
+    ranges: Ranges|None = None, # from an earlier `Quantized` of the same model and text: run nothing
     details: bool = True, # False: ranges only; no histograms, no look at the text, no warnings
 ) -> Quantized: # raises `CookError` for whatever a user can get wrong
     "Calibrate a model and fake-quantize it."
@@ -232,7 +267,9 @@ def quantize(
     _check_options(s, algorithm, alpha, percentile)
     preflight(loaded, s.name, kv, exclude)
     windows = [] if corpus is None else [np.asarray(w) for w in corpus.windows]
-    if s.calibrates and not windows: raise CookError(f'{s.name} needs calibration text and got no samples; give at least one window (512 of 512 tokens are customary)')
+    if s.calibrates and not windows:
+        raise CookError(f'{s.name} needs calibration text and got no samples; give at least one window (512 of 512 '
+                        f'tokens are customary)')
     _check_windows(windows, loaded)
     need('modelopt.torch.quantization', 'quantize')
     sec, clock, sweep, untried = {}, _Clock(), None, alpha is None
@@ -246,42 +283,56 @@ def quantize(
     sec['insert'] = clock()
     ranges = _calibrate(model, s, windows, batch_size, progress, algorithm, alpha, percentile, ranges, details)
     sec['calibrate'] = clock()
-    if ranges and ranges.run['halved']: warnings.warn(f"out of memory while calibrating: went on with {ranges.run['batch_size']} windows in a batch")
+    if ranges and ranges.run['halved']:
+        warnings.warn(f"out of memory while calibrating: went on with {ranges.run['batch_size']} windows in a batch")
     report = _report(model, s, kv, algorithm, windows, ranges, details)
     if windows and details:
         facts, warn = text_facts(corpus, loaded.tokenizer, target)
         report.facts |= facts; report.warnings[:0] = warn
     if sweep: report.facts['alpha_sweep'] = sweep.to_dict()
-    if s.name == 'int8_sq' and untried and details: report.warnings.append("alpha 1.0 is ModelOpt's default and was not compared with anything on this model; alpha='auto' or the recipe int8 tries others on held-out text")
+    if s.name == 'int8_sq' and untried and details:
+        report.warnings.append("alpha 1.0 is ModelOpt's default and was not compared with anything on this model; "
+                               "alpha='auto' or the recipe int8 tries others on held-out text")
     if target is not None and report.inputs(): _clip_on(model, report, target, batch_size)
     sec['report'] = clock()
     report.seconds = sec
-    if model is loaded.model: loaded.kind, loaded.scheme = 'fake_quant', s.name # the caller's object is no longer what it was
+    # the caller's object is no longer what it was
+    if model is loaded.model: loaded.kind, loaded.scheme = 'fake_quant', s.name
     fq = dataclasses.replace(loaded, model=model, kind='fake_quant', scheme=s.name)
     return Quantized(fq, s.name, kv, report, sec, algorithm, alpha, len(_quantizers(model, weights=True)), ranges)
 
 def _check_options(s, algorithm, alpha, percentile):
-    if algorithm not in ALGORITHMS: raise CookError(f'no calibration algorithm named {algorithm!r}{suggest(algorithm, ALGORITHMS)}')
+    if algorithm not in ALGORITHMS:
+        raise CookError(f'no calibration algorithm named {algorithm!r}{suggest(algorithm, ALGORITHMS)}')
     if not 0 < percentile <= 100: raise CookError(f'percentile is {percentile}; expected more than 0 and at most 100')
     if s.name != 'int8_sq':
         if alpha is not None: raise CookError(f'alpha is for int8_sq, which smooths; {s.name} has nothing to smooth')
-    elif alpha not in (None, 'off', 'auto') and (isinstance(alpha, str) or not 0 <= alpha <= 1): raise CookError(f"alpha is {alpha!r}; expected 0 to 1, 'auto', or 'off' for plain INT8")
+    elif alpha not in (None, 'off', 'auto') and (isinstance(alpha, str) or not 0 <= alpha <= 1):
+        raise CookError(f"alpha is {alpha!r}; expected 0 to 1, 'auto', or 'off' for plain INT8")
     if algorithm != 'max' and not (s.a_static and s.a_granularity == 'tensor'):
-        raise CookError(f"algorithm {algorithm!r} chooses static ranges of activations, and {s.name} has none; take algorithm 'max'")
-    if algorithm != 'max' and _smooths(s, alpha): raise CookError(f"SmoothQuant takes its ranges channel by channel, where algorithm {algorithm!r} has no meaning; take 'max', or alpha 'off'")
+        raise CookError(f"algorithm {algorithm!r} chooses static ranges of activations, and {s.name} has none; take "
+                        f"algorithm 'max'")
+    if algorithm != 'max' and _smooths(s, alpha):
+        raise CookError(f"SmoothQuant takes its ranges channel by channel, where algorithm {algorithm!r} has no "
+                        f"meaning; take 'max', or alpha 'off'")
 
 def _auto_alpha(loaded, corpus, exclude, batch_size, progress):
     "Choose alpha by calibrating on four fifths of the windows and judging on the rest."
-    if len(corpus.windows) < 10: raise CookError(f"alpha 'auto' holds out every fifth of the calibration windows to choose by, and there are {len(corpus.windows)}; give at least 10, or an alpha")
-    part = lambda keep: dataclasses.replace(corpus, windows=[w for i, w in enumerate(corpus.windows) if keep(i)], scored=[w for i, w in enumerate(corpus.scored) if keep(i)],
+    if len(corpus.windows) < 10:
+        raise CookError(f"alpha 'auto' holds out every fifth of the calibration windows to choose by, and there are "
+                        f"{len(corpus.windows)}; give at least 10, or an alpha")
+    part = lambda keep: dataclasses.replace(corpus, windows=[w for i, w in enumerate(corpus.windows) if keep(i)],
+                                            scored=[w for i, w in enumerate(corpus.scored) if keep(i)],
                                             doc=corpus.doc[[i for i in range(len(corpus.windows)) if keep(i)]])
-    return sweep_alpha(loaded, part(lambda i: i % 5), part(lambda i: i % 5 == 0), token_scales=False, exclude=exclude, batch_size=batch_size, progress=progress)
+    return sweep_alpha(loaded, part(lambda i: i % 5), part(lambda i: i % 5 == 0), token_scales=False, exclude=exclude,
+                       batch_size=batch_size, progress=progress)
 
 def _check_windows(windows, loaded):
     for i, w in enumerate(windows):
         if not len(w): raise CookError(f'calibration window {i} is empty; expected at least one token')
         if w.max() >= loaded.vocab_size or w.min() < 0:
-            raise CookError(f"calibration window {i} has token {int(w.max())}, beyond the model's vocabulary of {loaded.vocab_size}: the text was cut with another model's tokenizer")
+            raise CookError(f"calibration window {i} has token {int(w.max())}, beyond the model's vocabulary of "
+                            f"{loaded.vocab_size}: the text was cut with another model's tokenizer")
 
 class _Clock:
     "Seconds since it was last asked, with the GPU's queue emptied."
@@ -292,25 +343,30 @@ class _Clock:
         t, self.t = self.t, time.perf_counter()
         return self.t - t
 
-def _offloaded(model): return len(set((getattr(model, 'hf_device_map', None) or {'': 0}).values())) > 1 # a copy would lose accelerate's hooks
+# a copy would lose accelerate's hooks
+def _offloaded(model): return len(set((getattr(model, 'hf_device_map', None) or {'': 0}).values())) > 1
 
-# %% ../nbs/07_quantize.ipynb #98418dd9
+# %% ../nbs/07_quantize.ipynb #bc3aac16
 def _report(model, s, kv, algorithm, windows, ranges, details):
     "The report's rows, from the quantizers and what was recorded."
     import torch
     rows = [*_quantizers(model).items(), *_quantizers(model, weights=True).items()]
     top = [q._amax.max().float() if getattr(q, '_amax', None) is not None else None for _, q in rows]
     have = [t for t in top if t is not None]
-    one = iter((torch.stack(have) if len({t.device for t in have}) == 1 else torch.stack([t.cpu() for t in have])).tolist() if have else []) # one transfer for all
+    one = iter((torch.stack(have) if len({t.device for t in have}) == 1
+                else torch.stack([t.cpu() for t in have])).tolist() if have else []) # one transfer for all
     rec, stats, names = ranges and ranges.recorder, [], {}
     for (n, q), t in zip(rows, top):
-        st = QuantizerStat(_module_of(n), 'weight' if _is_weight(n) else 'input', _dtype_of.get(q.num_bits, str(q.num_bits)), None if t is None else next(one))
+        st = QuantizerStat(_module_of(n), 'weight' if _is_weight(n) else 'input',
+                           _dtype_of.get(q.num_bits, str(q.num_bits)), None if t is None else next(one))
         if rec and n in rec.table: names[n] = st.module; st.shared = _module_of(rec.owner[n]) * (rec.owner[n] != n)
         if rec and n in rec.followers: st.tokens = rec.rows[n]
         stats.append(st)
     r = CalibrationReport(s.name, kv, algorithm, len(windows), sum(map(len, windows)), stats)
     if kv == 'fp8': r.facts['kv_scale'] = 1.
-    if s.name == 'fp8_block': r.warnings.append("ModelOpt simulates fp8_block's weights only, TensorRT-LLM also quantizes its activations (128 values to a scale): the measured damage is a lower bound")
+    if s.name == 'fp8_block':
+        r.warnings.append("ModelOpt simulates fp8_block's weights only, TensorRT-LLM also quantizes its activations "
+                          "(128 values to a scale): the measured damage is a lower bound")
     if rec is None or not details: return r
     r.facts |= dict(batch_size=ranges.run['batch_size'], batch_halved=ranges.run['halved'])
     if rec.followers: _coverage(r, rec)
@@ -322,28 +378,34 @@ def _coverage(r, rec):
     mean = sum(n.values()) / len(n)
     idle, poor = [k for k, v in n.items() if not v], [k for k, v in n.items() if 0 < v < mean / 20]
     r.facts |= dict(experts=len(n), experts_idle=len(idle), expert_tokens_min=min(n.values()), expert_tokens_mean=mean)
-    if idle: r.warnings.append(f'{len(idle)} of {len(n)} expert weights never saw a calibration token ({idle[0]}, …): their ranges come from the weights alone; give more varied text')
-    if poor: r.warnings.append(f'{len(poor)} of {len(n)} expert weights saw fewer than a twentieth of the mean ({mean:.0f} tokens), such as {poor[0]}; give more varied text')
+    if idle:
+        r.warnings.append(f'{len(idle)} of {len(n)} expert weights never saw a calibration token ({idle[0]}, …): '
+                          f'their ranges come from the weights alone; give more varied text')
+    if poor:
+        r.warnings.append(f'{len(poor)} of {len(n)} expert weights saw fewer than a twentieth of the mean ({mean:.0f} '
+                          f'tokens), such as {poor[0]}; give more varied text')
 
 def _clip_on(model, report, target, batch_size, most=16):
     "Count clipping on windows of the target text, with the quantizers transparent."
     nn = need('modelopt.torch.quantization.nn', 'quantize')
-    acts = {n: q for n, q in _quantizers(model).items() if getattr(q, '_amax', None) is not None and q._amax.numel() == 1 and _module_of(n) in {s.module for s in report.inputs()}}
+    acts = {n: q for n, q in _quantizers(model).items() if getattr(q, '_amax', None) is not None
+            and q._amax.numel() == 1 and _module_of(n) in {s.module for s in report.inputs()}}
     step = max(1, len(target.windows) // most)
     windows = list(target.windows)[::step][:most]
     pre = {n: q.pre_quant_scale for n, q in acts.items() if q.pre_quant_scale is not None}
     on = [q for q in model.modules() if isinstance(q, nn.TensorQuantizer) and q.is_enabled and q._if_quant]
     for q in on: q.disable_quant() # smoothing stays, rounding is off
     try:
-        with ClipCounter(acts, {n: q._amax for n, q in acts.items()}, {n: _dtype_of[q.num_bits] for n, q in acts.items()}, pre) as clip:
+        with ClipCounter(acts, {n: q._amax for n, q in acts.items()},
+                         {n: _dtype_of[q.num_bits] for n, q in acts.items()}, pre) as clip:
             run_windows(model, windows, clip, batch_size, False, pad=not expert_tensors(model))
     finally:
         for q in on: q.enable_quant()
     examine_target(report, clip, {n: _module_of(n) for n in clip.counts})
 
-# %% ../nbs/07_quantize.ipynb #5828dbc8
+# %% ../nbs/07_quantize.ipynb #696fba3a
 def per_token(quantized: Quantized) -> Quantized:
-    "Give the activations of an INT8 model a scale for every token, computed as they come (for comparison; not exported)."
+    "Give the activations of an INT8 model a scale for every token, computed as they come; not exported."
     for q in _quantizers(quantized.loaded.model).values():
         if hasattr(q, '_amax'): del q._amax
         q._dynamic, q._block_sizes, q._axis = True, {-1: None}, None
@@ -352,20 +414,29 @@ def per_token(quantized: Quantized) -> Quantized:
 @dataclass(repr=False)
 class AlphaSweep:
     "SmoothQuant at several strengths, judged on held-out text."
-    rows: list # dicts: alpha, granularity ('tensor' or 'token'), kld, difference (Interval, against the default), report
+    rows: list # dicts: alpha, granularity ('tensor', 'token'), kld, difference (to the default), report
     alpha: float # the chosen one
     ranges: Ranges # to quantize again with the choice
     seconds: dict = field(default_factory=dict)
 
-    def row(self, alpha, granularity='tensor'): return next(r for r in self.rows if r['alpha'] == alpha and r['granularity'] == granularity)
+    def row(self, alpha, granularity='tensor'):
+        return next(r for r in self.rows if r['alpha'] == alpha and r['granularity'] == granularity)
     def to_dict(self):
-        return [dict(scheme='int8_sq', alpha=r['alpha'], granularity=r['granularity'], calibration=dict(saturation_max=getattr(r['report'].worst('saturation'), 'saturation', None)),
-                     quality=dict(kld_mean=r['kld'].value, kld_mean_ci=r['kld'].ci, difference_to_default=r['difference'].value, difference_ci=r['difference'].ci)) for r in self.rows]
+        return [dict(scheme='int8_sq', alpha=r['alpha'], granularity=r['granularity'],
+                     calibration=dict(saturation_max=getattr(r['report'].worst('saturation'), 'saturation', None)),
+                     quality=dict(kld_mean=r['kld'].value, kld_mean_ci=r['kld'].ci,
+                                  difference_to_default=r['difference'].value, difference_ci=r['difference'].ci))
+                                  for r in self.rows]
     def __repr__(self): return self._repr_markdown_()
     def _repr_markdown_(self):
-        show = lambda r: [str(r['alpha']) + ' (chosen)' * (r['alpha'] == self.alpha and r['granularity'] == 'tensor') + ' (default)' * (r['alpha'] == 1. and r['granularity'] == 'tensor'),
-                          r['granularity'], f"{r['kld'].value:.3g}", '{:.3g} … {:.3g}'.format(r['kld'].lo, r['kld'].hi), '' if r['alpha'] == 1. and r['granularity'] == 'tensor' else '{:+.2g} … {:+.2g}'.format(r['difference'].lo, r['difference'].hi)]
-        return md_table([show(r) for r in self.rows], ['alpha', 'activation scale per', 'mean KL:', '95 % interval:', 'against the default:'])
+        show = lambda r: [str(r['alpha']) + ' (chosen)' * (r['alpha'] == self.alpha and r['granularity'] == 'tensor')
+                          + ' (default)' * (r['alpha'] == 1. and r['granularity'] == 'tensor'),
+                          r['granularity'], f"{r['kld'].value:.3g}",
+                          '{:.3g} … {:.3g}'.format(r['kld'].lo, r['kld'].hi),
+                          '' if r['alpha'] == 1. and r['granularity'] == 'tensor'
+                          else '{:+.2g} … {:+.2g}'.format(r['difference'].lo, r['difference'].hi)]
+        return md_table([show(r) for r in self.rows], ['alpha', 'activation scale per', 'mean KL:', '95 % interval:',
+                                                       'against the default:'])
 
     def plot(self):
         "Mean KL divergence over alpha."
@@ -374,10 +445,14 @@ class AlphaSweep:
         for g in ('tensor', 'token'):
             r = [r for r in self.rows if r['granularity'] == g and r['alpha'] != 'off']
             y = [x['kld'].value for x in r]
-            if r: ax.errorbar([x['alpha'] for x in r], y, [[v - x['kld'].lo for v, x in zip(y, r)], [x['kld'].hi - v for v, x in zip(y, r)]], fmt='o-', ms=4, lw=1, capsize=2, label=f'one scale per {g}')
+            if r:
+                ax.errorbar([x['alpha'] for x in r],
+                            y, [[v - x['kld'].lo for v, x in zip(y, r)], [x['kld'].hi - v for v, x in zip(y, r)]],
+                            fmt='o-', ms=4, lw=1, capsize=2, label=f'one scale per {g}')
         off = next((r for r in self.rows if r['alpha'] == 'off'), None)
         if off: ax.axhline(off['kld'].value, color='gray', ls=':', lw=1, label='not smoothed')
-        ax.set(xlabel='alpha', ylabel='mean KL divergence, nats', yscale='log', title='How much to smooth'); ax.legend(fontsize=7); fig.tight_layout()
+        ax.set(xlabel='alpha', ylabel='mean KL divergence, nats', yscale='log', title='How much to smooth')
+        ax.legend(fontsize=7); fig.tight_layout()
         return fig
 
 def sweep_alpha(
@@ -398,13 +473,15 @@ def sweep_alpha(
     for a in alphas: _check_options(schemes.get('int8_sq'), 'max', a, 99.99)
     box = [ranges]
     def judged(alpha, token=False):
-        q = quantize(loaded, corpus, 'int8_sq', alpha=alpha, exclude=exclude, batch_size=batch_size, progress=progress and box[0] is None, target=judge,
+        q = quantize(loaded, corpus, 'int8_sq', alpha=alpha, exclude=exclude, batch_size=batch_size,
+                     progress=progress and box[0] is None, target=judge,
                      ranges=box[0] if alpha != 'off' else None)
         if alpha != 'off': box[0] = q.ranges
         if token: q = per_token(q)
         c = perplexity.compare(loaded, q.loaded, judge, noise_floor=False, progress=False)
         klds[alpha, token] = c
-        rows.append(dict(alpha=alpha, granularity='token' if token else 'tensor', kld=c.stats['kld_mean'], report=q.report))
+        rows.append(dict(alpha=alpha, granularity='token' if token else 'tensor', kld=c.stats['kld_mean'],
+                         report=q.report))
     bar = tqdm(total=len(alphas) + 1 + token_scales, desc='alpha', disable=not progress, leave=False)
     with bar:
         for a in [*alphas, 'off']: judged(a); bar.update()
@@ -413,23 +490,27 @@ def sweep_alpha(
     base = klds[1., False]
     for r in rows: # the same tokens in the same windows: differences are paired
         c = klds[r['alpha'], r['granularity'] == 'token']
-        r['difference'] = stats.mean(c.tokens['kld'].astype(float) - base.tokens['kld'], stats.Blocks(base.tokens['window']))
+        r['difference'] = stats.mean(c.tokens['kld'].astype(float) - base.tokens['kld'],
+                                     stats.Blocks(base.tokens['window']))
     return AlphaSweep(rows, best, box[0], dict(total=time.perf_counter() - t0))
 
-# %% ../nbs/07_quantize.ipynb #78313910
+# %% ../nbs/07_quantize.ipynb #5bbf9f44
 def norm_readers(
     model, # a Hugging Face causal LM
 ) -> dict: # name of a normalization -> names of the linear layers that read its output
     "Which linear layers read which normalization, found by following tensors through a forward pass."
     import torch
     lins, made, reads = linears(model), {}, {}
-    norms = {n: m for n, m in model.base_model.named_modules(prefix=model.base_model_prefix) if getattr(m, 'weight', None) is not None and m.weight.ndim == 1 and 'Norm' in type(m).__name__}
+    norms = {n: m for n, m in model.base_model.named_modules(prefix=model.base_model_prefix)
+             if getattr(m, 'weight', None) is not None and m.weight.ndim == 1 and 'Norm' in type(m).__name__}
     keep = [] # hold the tensors: an address may be reused
     def out(n): return lambda m, a, y: (keep.append(y), made.__setitem__(id(y), n))[0] and None
     def inp(n): return lambda m, a: reads.setdefault(made[id(a[0])], []).append(n) if a and id(a[0]) in made else None
-    hs = [m.register_forward_hook(out(n)) for n, m in norms.items()] + [m.register_forward_pre_hook(inp(n)) for n, m in lins.items()]
+    hs = [m.register_forward_hook(out(n)) for n, m in norms.items()] + [m.register_forward_pre_hook(inp(n))
+            for n, m in lins.items()]
     try:
-        with torch.inference_mode(): model.base_model(input_ids=torch.zeros(1, 2, dtype=torch.long, device=model.device), use_cache=False)
+        with torch.inference_mode():
+            model.base_model(input_ids=torch.zeros(1, 2, dtype=torch.long, device=model.device), use_cache=False)
     finally:
         for h in hs: h.remove()
     return reads
@@ -443,19 +524,24 @@ def inject_outliers(
     "A model that computes the same with activation outliers in a few channels."
     import numpy as np, torch
     if not 0 < share < 1: raise CookError(f'share is {share}; expected more than 0 and less than 1')
-    if factor < 2 or factor & (factor - 1): raise CookError(f'factor is {factor}; expected a power of two, 2 or more, so that nothing is rounded')
+    if factor < 2 or factor & (factor - 1):
+        raise CookError(f'factor is {factor}; expected a power of two, 2 or more, so that nothing is rounded')
     model = _copy.deepcopy(loaded.model)
     mods, reads = dict(model.named_modules()), norm_readers(model)
     reads = {n: r for n, r in reads.items() if 'q_norm' not in n and 'k_norm' not in n}
-    if not reads: raise CookError(f'{type(model).__name__} has no normalization that linear layers read directly, so outliers cannot be injected without changing it')
+    if not reads:
+        raise CookError(f'{type(model).__name__} has no normalization that linear layers read directly, so outliers '
+                        f'cannot be injected without changing it')
     width = len(mods[next(iter(reads))].weight)
-    ch = torch.from_numpy(np.random.default_rng(seed).permutation(width)[:max(1, round(share * width))]).to(model.device)
+    ch = torch.from_numpy(np.random.default_rng(seed).permutation(width)[:max(1,
+            round(share * width))]).to(model.device)
     ids = torch.arange(32, device=model.device)[None] % loaded.vocab_size
     with torch.inference_mode():
         before = model(ids).logits.float()
         for n, readers in reads.items():
             m = mods[n]
-            if 'gemma' in type(m).__name__.lower(): m.weight[ch] = ((1 + m.weight[ch].float()) * factor - 1).to(m.weight.dtype)
+            if 'gemma' in type(m).__name__.lower():
+                m.weight[ch] = ((1 + m.weight[ch].float()) * factor - 1).to(m.weight.dtype)
             else:
                 m.weight[ch] *= factor
                 if getattr(m, 'bias', None) is not None: m.bias[ch] *= factor
@@ -464,28 +550,36 @@ def inject_outliers(
                 if type(mods[r]).__name__ == 'Conv1D': w[ch] /= factor
                 else: w[:, ch] /= factor
         err = float((model(ids).logits.float() - before).norm() / before.norm())
-    if not err < .05: raise CookError(f'injecting outliers changed what {type(model).__name__} computes (logits by {err:.1%}): something besides linear layers reads its normalizations')
-    return dataclasses.replace(loaded, model=model, name=f'{loaded.name} + outliers (injected: {len(ch)} of {width} channels, x{factor})', notes=loaded.notes | dict(injected=dict(channels=ch.tolist(), factor=factor, logits_changed=err)))
+    if not err < .05:
+        raise CookError(f'injecting outliers changed what {type(model).__name__} computes (logits by {err:.1%}): '
+                        f'something besides linear layers reads its normalizations')
+    return dataclasses.replace(loaded, model=model,
+                               name=f'{loaded.name} + outliers (injected: {len(ch)} of {width} channels, x{factor})',
+                               notes=loaded.notes | dict(injected=dict(channels=ch.tolist(), factor=factor,
+                                       logits_changed=err)))
 
-# %% ../nbs/07_quantize.ipynb #1cc66cc7
+# %% ../nbs/07_quantize.ipynb #644c05fd
 LAYOUTS = ('hf', 'trtllm_legacy')
 SHARD = '2GB' # several files are hashed, copied and loaded side by side; one large file is not
 
 def export(
     quantized: Quantized, # from `quantize`; its model is consumed
     out_dir, # directory to write; an earlier one there is moved aside
-    layout: str = 'hf', # 'hf': unified Hugging Face checkpoint; 'trtllm_legacy': for trtllm-build of TensorRT-LLM 1.2.1 and earlier
+    layout: str = 'hf', # 'hf': unified checkpoint; 'trtllm_legacy': for trtllm-build, up to 1.2.1
     backend: str = '', # 'pytorch' or 'tensorrt': refuse what that TensorRT-LLM backend cannot run; '' writes it anyway
     tp: int = 1, # tensor parallelism, fixed at this moment in the legacy layout only
 ) -> Path: # the directory
     "Write a quantized model as a checkpoint, whole or not at all."
     if layout not in LAYOUTS: raise CookError(f'no checkpoint layout named {layout!r}{suggest(layout, LAYOUTS)}')
-    if quantized.exported: raise CookError(f'this model was exported already, to {quantized.exported}, and export consumes it; quantize again')
+    if quantized.exported:
+        raise CookError(f'this model was exported already, to {quantized.exported}, and export consumes it; quantize '
+                        f'again')
     if backend:
         ok = schemes.trtllm_support(quantized.scheme, '1.2.1', backend)
         if ok.how == 'refused': raise CookError(ok.why)
     model, ld, t = quantized.loaded.model, quantized.loaded, time.perf_counter()
-    if not getattr(model.config, 'architectures', None): model.config.architectures = [_class_name(model)] # a model never saved has none, and export needs it
+    # a model never saved has none, and export needs it
+    if not getattr(model.config, 'architectures', None): model.config.architectures = [_class_name(model)]
     about = ld.to_dict()
     with atomic_dir(out_dir) as tmp:
         quantized.exported = str(out_dir) # from here on the model is being taken apart, whether this succeeds or not
@@ -502,24 +596,26 @@ def export(
 
 def _write_hf(quantized, out, tp):
     hf = need('modelopt.torch.export', 'quantize')
-    with _quiet(), _keep_cache(), contextlib.redirect_stderr(io.StringIO()): hf.export_hf_checkpoint(quantized.loaded.model, export_dir=out, max_shard_size=SHARD)
+    with _quiet(), _keep_cache(), contextlib.redirect_stderr(io.StringIO()):
+        hf.export_hf_checkpoint(quantized.loaded.model, export_dir=out, max_shard_size=SHARD)
     if quantized.scheme == 'fp8_block': _squeeze_scales(out)
 
 @contextlib.contextmanager
 def _keep_cache():
-    "ModelOpt empties the GPU's memory cache after every layer, which stops the GPU each time; PyTorch does that by itself when memory runs short."
+    "Let ModelOpt not empty the GPU's cache after every layer: that waits each time, and PyTorch does it when it has to."
     import torch
     empty, torch.cuda.empty_cache = torch.cuda.empty_cache, lambda: None
     try: yield
     finally: torch.cuda.empty_cache = empty
 
 def _squeeze_scales(out: Path):
-    "ModelOpt 0.47 writes block scales as [rows, 1, columns, 1], or without dimensions for a single block, where TensorRT-LLM reads [rows, columns]."
+    "Block scales as [rows, columns]; ModelOpt 0.47 writes [rows, 1, columns, 1], or no dimensions for a single block."
     from safetensors import safe_open
     from safetensors.torch import save_file
     files, shape = sorted(out.glob('*.safetensors')), {}
     for f in files: # a weight and its scale may stand in different files
-        with safe_open(f, 'pt') as h: shape |= {k: h.get_slice(k).get_shape() for k in h.keys() if k.endswith('.weight')}
+        with safe_open(f, 'pt') as h:
+            shape |= {k: h.get_slice(k).get_shape() for k in h.keys() if k.endswith('.weight')}
     for f in files:
         with safe_open(f, 'pt') as h: meta, t = h.metadata(), {k: h.get_tensor(k) for k in h.keys()}
         for k in t:
@@ -528,13 +624,19 @@ def _squeeze_scales(out: Path):
         save_file(t, f, metadata=meta)
 
 def _write_legacy(quantized, out, tp):
-    mu, hf, model = need('modelopt.torch.export.model_utils', 'quantize'), need('modelopt.torch.export', 'quantize'), quantized.loaded.model
+    mu, hf, model = need('modelopt.torch.export.model_utils', 'quantize'), need('modelopt.torch.export',
+            'quantize'), quantized.loaded.model
     kind = mu.get_model_type(model)
-    if kind is None: raise CookError(f"{type(model).__name__} has no TensorRT-LLM model type in ModelOpt, so there is no legacy checkpoint for it; take layout 'hf'")
+    if kind is None:
+        raise CookError(f"{type(model).__name__} has no TensorRT-LLM model type in ModelOpt, so there is no legacy "
+                        f"checkpoint for it; take layout 'hf'")
     try:
-        with _quiet(): hf.export_tensorrt_llm_checkpoint(model, kind, export_dir=out, inference_tensor_parallel=tp, inference_pipeline_parallel=1)
+        with _quiet():
+            hf.export_tensorrt_llm_checkpoint(model, kind, export_dir=out, inference_tensor_parallel=tp,
+                                              inference_pipeline_parallel=1)
     except (AssertionError, NotImplementedError, KeyError, AttributeError, ValueError) as e:
-        raise CookError(f"ModelOpt cannot write the legacy checkpoint of {type(model).__name__} ({type(e).__name__}: {str(e).splitlines()[0] if str(e) else 'no reason given'}); take layout 'hf'") from e
+        raise CookError(f"ModelOpt cannot write the legacy checkpoint of {type(model).__name__} ({type(e).__name__}: "
+                        f"{str(e).splitlines()[0] if str(e) else 'no reason given'}); take layout 'hf'") from e
 
 def _portable(out, config):
     "TensorRT-LLM 1.2 reads configs with transformers 4: add the older names (before the passport is written)."
@@ -545,22 +647,29 @@ def _class_name(model): # the transformers class, below what ModelOpt made of it
     return next(c.__name__ for c in type(model).__mro__ if c.__module__.startswith('transformers.'))
 
 def _consumed(out_dir):
-    def forward(*a, **kw): raise CookError(f'this model was exported to {out_dir}, which consumed it; load that directory with engine.load')
+    def forward(*a, **kw):
+        raise CookError(f'this model was exported to {out_dir}, which consumed it; '
+                        'load that directory with engine.load')
     return forward
 
 def _describe(q, out, layout, model):
     "Passport and model card beside the weights."
     from tqcook import checkpoint
     keep = 'algorithm samples tokens source sha256 saturation_max measured_on converged_at_samples leak_share'.split()
-    cal = {k: v for k, v in q.report.to_dict().items() if k in keep} | (dict(alpha=q.alpha) if q.scheme == 'int8_sq' else {})
+    cal = {k: v for k, v in q.report.to_dict().items() if k in keep} | (dict(alpha=q.alpha) if q.scheme == 'int8_sq'
+            else {})
     checkpoint.write_passport(out, scheme=q.scheme, kv=q.kv, model=model, calibration=cal)
     card = str(checkpoint.model_card(out)) if layout == 'hf' else _legacy_card(q)
-    if 'injected' in q.loaded.notes: card += f'\nThis model has injected activation outliers: {q.loaded.notes["injected"]}.\n'
+    if 'injected' in q.loaded.notes:
+        card += f'\nThis model has injected activation outliers: {q.loaded.notes["injected"]}.\n'
     if q.report.warnings: card += '\n## Calibration warned\n\n' + '\n'.join(f'- {w}' for w in q.report.warnings) + '\n'
     (out/'README.md').write_text(card, encoding='utf-8')
 
 def _legacy_card(q):
     sup = schemes.trtllm_support(q.scheme, '1.2.1', 'tensorrt')
-    return (f'# {q.loaded.name}, {schemes.get(q.scheme).title}\n\nCheckpoint for `trtllm-build` of TensorRT-LLM 1.2.1 ({sup.how}: {sup.why}), quantized with NVIDIA Model Optimizer'
-            + (f', SmoothQuant alpha {q.alpha}' if q.scheme == 'int8_sq' else '') + f'. Calibrated on {q.report.tokens} tokens.\n'
-            + ('\nWeights are **random**: for measuring speed and size only.\n' if q.loaded.weights == 'random' else ''))
+    return (f'# {q.loaded.name}, {schemes.get(q.scheme).title}\n\nCheckpoint for `trtllm-build` of TensorRT-LLM 1.2.1 '
+            f'({sup.how}: {sup.why}), quantized with NVIDIA Model Optimizer'
+            + (f', SmoothQuant alpha {q.alpha}' if q.scheme == 'int8_sq' else '')
+            + f'. Calibrated on {q.report.tokens} tokens.\n'
+            + ('\nWeights are **random**: for measuring speed and size only.\n' if q.loaded.weights == 'random'
+               else ''))
