@@ -16,7 +16,7 @@ def results(out): return json.loads((out/'results.json').read_text())
 def whole(r, out):
     "What every finished run leaves."
     assert r.returncode == 0, r.stderr[-2000:]
-    assert {'executed.ipynb', 'report.html', 'results.json'} <= {p.name for p in out.iterdir()}
+    assert {'executed.ipynb', 'report.html', 'results.json', 'figures'} <= {p.name for p in out.iterdir()}
     html = (out/'report.html').read_text()
     assert 'src="http' not in html and 'data:image/png;base64' in html
     d = results(out)
@@ -39,7 +39,7 @@ def test_fp8_results(fp8):
     assert lo < q['ppl_ratio'] < hi and q['verdict'] in ('PASS', 'FAIL', 'INCONCLUSIVE')
     assert 0 < q['kld_mean'] < .05 and .9 < q['top1_agreement'] < 1
     p = d['engine']['parity']
-    assert p['passed'] and p['linears'] == p['expected'] == 56 and 0 < p['worst'] <= 4e-3 and p['logits'] <= .5 * p['logits_cost']
+    assert p['passed'] and p['linears'] == p['expected'] == 56 and 0 < p['worst'] <= 4e-3 and p['logits'] <= .5 * p['cost']
     assert .5 < d['size_bytes']['quantized'] / d['size_bytes']['base'] < .65
     assert d['environment']['torch'] and d['seconds']['total'] > 0
 

@@ -7,8 +7,8 @@ __all__ = ['SCHEMA', 'EXIT', 'KEYS', 'MIME', 'recipes_dir', 'Parameter', 'read_p
            'find_recipe', 'read_size', 'resolve', 'Stages', 'start', 'check_results', 'finish', 'outcome', 'run_folder',
            'UsageError', 'RunError', 'run', 'report_html', 'open_model', 'describe', 'doctor', 'main']
 
-# %% ../nbs/14_run.ipynb #138f173b
-import argparse, ast, asyncio, contextlib, ctypes, datetime, html, io, json, math, os, re, shutil, signal, sys
+# %% ../nbs/14_run.ipynb #172d51da
+import argparse, ast, asyncio, base64, contextlib, ctypes, datetime, html, io, json, math, os, re, shutil, signal, sys
 import tempfile, time, tokenize
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -532,7 +532,7 @@ def _dumps(nb) -> str:
     nb.metadata.pop('widgets', None)
     return _redact(nbformat.writes(nb))
 
-# %% ../nbs/14_run.ipynb #a96de841
+# %% ../nbs/14_run.ipynb #35f04493
 def run(
     recipe: str, # name or path of a recipe
     values: dict|None = None, # parameters on top of the size
@@ -574,9 +574,16 @@ def run(
         if not log.stat().st_size: log.unlink()
         atomic_write(folder/'executed.ipynb', _dumps(nb))
         atomic_write(folder/'report.html', report)
+        _save_figures(nb, folder)
         context.unlink()
         os.replace(part, folder/'results.json') # the last step: this file says that the run is complete
     return results
+
+def _save_figures(nb, folder: Path):
+    "The notebook's figures as files: `figures/1.png`, `figures/2.png`, in order."
+    pngs = [o.data['image/png'] for c in nb.cells if c.cell_type == 'code' for o in c.outputs if 'image/png' in o.get('data', {})]
+    if pngs: (folder/'figures').mkdir(exist_ok=True)
+    for i, png in enumerate(pngs, 1): atomic_write(folder/'figures'/f'{i}.png', base64.b64decode(png))
 
 def _blocking(coroutine):
     "Run a coroutine to its end, also from a notebook, where an event loop is already running."
