@@ -44,7 +44,7 @@ def test_a_run_leaves_everything(toy, capsys, monkeypatch):
     (toy/'recipes/params/smoke.yaml').write_text('toy:\n  n: 4\n  rate: 1e-3\n')
     assert run.main(['run', 'toy', '-p', 'fast=no', '-p', 'alphas=[0.1, 0.2]']) == 0
     folder, io = toy/'runs/toy', capsys.readouterr()
-    assert sorted(p.name for p in folder.iterdir() if p.name != 'kernel.log') == ['executed.ipynb', 'report.html', 'results.json']
+    assert sorted(p.name for p in folder.iterdir() if p.name != 'kernel.log') in (['executed.ipynb', 'report.html', 'results.json'], ['executed.ipynb', 'figures', 'report.html', 'results.json'])
     r = json.loads((folder/'results.json').read_text())
     assert r['schema'] == 1 and r['recipe'] == 'toy' and r['size'] == 'smoke' and r['name'] == 'toy'
     assert r['parameters'] == dict(n=4, rate=.001, fast=False, alphas=[.1, .2], model='demo', out_dir='runs/toy')

@@ -10,8 +10,9 @@ __all__ = ['ITEMSIZE', 'E2M1', 'SEVERITIES', 'RULES', 'MAX_HEADER', 'INDEX', 'SC
            'write_passport', 'read_passport', 'write_evaluation', 'read_evaluation', 'verify', 'verify_or_refuse',
            'model_card', 'write_card']
 
-# %% ../nbs/08_checkpoint.ipynb #2b109584
+# %% ../nbs/08_checkpoint.ipynb #8757546d
 import datetime, json, math, os, re, time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, asdict
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -1226,7 +1227,7 @@ def plot_scales(c: Checkpoint,
 
 Checkpoint.plot = plot_scales
 
-# %% ../nbs/08_checkpoint.ipynb #4bd40416
+# %% ../nbs/08_checkpoint.ipynb #64d172e6
 PASSPORT, EVALUATION, CARD = 'passport.json', 'evaluation.json', 'README.md'
 READ_ALL = 1 << 30  # bytes: directories up to here are hashed whole before each load
 _ALWAYS = 1 << 25   # bytes: files up to here are hashed always
@@ -1278,7 +1279,8 @@ def write_passport(path,               # finished directory: a checkpoint, or an
         raise CookError("an engine's passport needs device=... with name and sm: it runs only where it was built for")
     now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec='seconds')
     facts = {k: v for k, v in facts.items() if v is not None} | dict(versions=environment() | facts.get('versions', {}))
-    p = Passport(schema=1, kind=kind, created=now, **facts, files={n: _entry_of(d/n) for n in names})
+    with ThreadPoolExecutor(8) as pool: entries = dict(zip(names, pool.map(lambda n: _entry_of(d/n), names)))  # hashing frees the GIL
+    p = Passport(schema=1, kind=kind, created=now, **facts, files=entries)
     p['checksum'] = _seal(json.loads(json.dumps(p)))  # as it will be read back
     write_json(d/PASSPORT, p)
     return p

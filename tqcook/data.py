@@ -222,7 +222,7 @@ def corpus(
                   policy, bos if tokenizer.bos_token_id is not None else 'none (the tokenizer has no BOS)', sum(o[3] for o in out), len(docs), total,
                   any(not isinstance(d, str) for d in docs))
 
-# %% ../nbs/03_data.ipynb #40fcdd63
+# %% ../nbs/03_data.ipynb #7249c36f
 def calibration(
     text: str = 'code-train', # what to read, see `read_text`
     tokenizer=None,
@@ -243,8 +243,9 @@ def calibration(
         if chars >= samples * length * 16: break
     c = corpus(source, tokenizer, length, documents=take)
     if len(c) > samples:
-        keep = sorted(rng.sample(range(len(c)), samples))
+        keep, per_token = sorted(rng.sample(range(len(c)), samples)), c.n_bytes / c.n_scored
         c.windows, c.scored, c.doc = [c.windows[i] for i in keep], [c.scored[i] for i in keep], c.doc[keep]
+        c.n_bytes = round(per_token * c.n_scored) # on average; nothing is scored on calibration text
     return c
 
 # %% ../nbs/03_data.ipynb #4fdfc794
