@@ -154,6 +154,16 @@ def test_scaled_logits(config, extra, rule):
         assert lm.rule[0] == rule and float((lm.head(lm.hidden(ids)[0]) - want).abs().max() / want.abs().max()) < 1e-5
 
 
+def test_head_of_a_bf16_model_is_not_rounded_to_16_bits():
+    m = sharp(dtype='bfloat16')
+    lm, was = perplexity.as_logits(m), torch.get_float32_matmul_precision()
+    with torch.inference_mode():
+        h = lm.hidden(torch.arange(100)[None])[0]
+        z, exact = lm.head(h), h.double() @ m.model.get_output_embeddings().weight.double().t()
+    assert z.dtype == torch.float32 and float((z - exact).abs().max() / exact.abs().max()) < 2e-6
+    assert torch.get_float32_matmul_precision() == was
+
+
 def test_unknown_head_rule_falls_back_to_whole_logits():
     m = sharp()
     own = m.model.forward

@@ -39,7 +39,17 @@ def _mm32(h, w):
 
 _seen = weakref.WeakKeyDictionary()     # model -> what its probe found
 
-# %% ../nbs/05_perplexity.ipynb #16ac980d
+# %% ../nbs/05_perplexity.ipynb #5a08ee04
+@contextlib.contextmanager
+def _bf16_units():
+    "Within this block float32 matrix products may use BF16 units; only for operands that are BF16 numbers."
+    import torch
+    was = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision('medium')
+    try: yield
+    finally: torch.set_float32_matmul_precision(was)
+
+# %% ../nbs/05_perplexity.ipynb #96cdf694
 class HFLogits:
     "The logits protocol over a Hugging Face causal LM."
     def __init__(self,
@@ -91,7 +101,8 @@ class HFLogits:
             if w.is_cuda and w.dtype != torch.float32: z = _mm32(h, w)
             else:
                 if self._w32 is None: self._w32 = w.float()              # the same tensor when it is float32 already
-                z = h.float() @ self._w32.t()
+                with _bf16_units() if h.dtype == w.dtype == torch.bfloat16 else contextlib.nullcontext():
+                    z = h.float() @ self._w32.t()
             if m.bias is not None: z += m.bias.float()
         return self.rule[1](z[..., :self.vocab_size])                           # engines may pad the vocabulary
 

@@ -240,7 +240,7 @@ def detectable_accuracy(n,          # questions
     "Smallest loss of accuracy that a paired test over `n` questions shows (both sides of the flips in the variance)."
     return (t_quantile(1 - alpha, math.inf) + t_quantile(power, math.inf)) * math.sqrt(flips / n)
 
-# %% ../nbs/04_stats.ipynb #830c5073
+# %% ../nbs/04_stats.ipynb #8ba5a284
 @dataclass(frozen=True)
 class Check:
     "One statistic against its budget."
@@ -266,8 +266,7 @@ class Check:
         return 'inside' if far <= limit else 'outside' if near > limit else 'undecided'
 
     def blocks_to_settle(self, power=.8):
-        "Blocks that would decide this check with probability `power`; 0 when it is decided, `nan` when no number "
-        "helps."
+        "Blocks that decide this check with probability `power`; 0 when decided, `nan` when no number helps."
         if self.state != 'undecided': return 0
         i, gap = self.interval, abs(self.interval.value - self.limit)
         if not i.known or not math.isfinite(i.width) or gap == 0: return math.nan
