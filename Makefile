@@ -10,7 +10,7 @@
 #             ARGS="-k run"       more arguments for pytest or tqcook
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help cook test lab gpu-test clean install
+.PHONY: help cook test lab gpu-test readme clean install
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -41,6 +41,10 @@ gpu-test: $(STAMP)
 	@nvidia-smi --query-gpu=name,driver_version,compute_cap,memory.total --format=csv || { echo "make gpu-test: nvidia-smi finds no NVIDIA GPU here" >&2; exit 1; }
 	@TQCOOK_REQUIRE_GPU=1 $(PY) -m pytest -q -m gpu tests $(ARGS)
 	@$(PY) -m tqcook run fp8 -p device=cuda -o runs/gpu/fp8
+
+# README.md comes from nbs/index.ipynb; a test fails when they differ.
+readme: $(STAMP)
+	@$(PY) tests/make_readme.py
 
 clean:
 	rm -rf .venv build dist runs recipes/runs _docs _proc .pytest_cache tqcook.egg-info

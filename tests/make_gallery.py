@@ -4,14 +4,18 @@ Numbers, figures and the executed notebook are kept; the checkpoint, which is la
 import json, shutil, sys
 from pathlib import Path
 
+ROOT = Path(__file__).resolve().parent.parent
+
+def _text(path): return path.read_text().replace(str(ROOT), '/path/to/tqcook') # where the checkout lay is nobody's business
+
 def gallery(run, dest):
     "Copy results.json, figures and a notebook without bulky outputs; raises when the run did not finish."
     run, dest = Path(run), Path(dest)
     if not (run/'results.json').exists(): sys.exit(f'{run} has no results.json: only finished runs go into the gallery')
     shutil.rmtree(dest, ignore_errors=True); dest.mkdir(parents=True)
-    shutil.copy(run/'results.json', dest)
+    (dest/'results.json').write_text(_text(run/'results.json'))
     if (run/'figures').is_dir(): shutil.copytree(run/'figures', dest/'figures')
-    nb = json.loads((run/'executed.ipynb').read_text())
+    nb = json.loads(_text(run/'executed.ipynb'))
     nb['metadata'] = {'kernelspec': {'display_name': 'python3', 'language': 'python', 'name': 'python3'}}
     for c in nb['cells']:
         c['metadata'] = {k: v for k, v in c['metadata'].items() if k == 'tags'}

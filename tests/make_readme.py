@@ -21,7 +21,8 @@ def readme() -> str:
         keep.append(c)
     nb.cells = keep
     body, _ = MarkdownExporter(exclude_input_prompt=True, exclude_output_prompt=True).from_notebook_node(nb)
-    body = re.sub(r'```python\n\s*```\n', '', body)          # cells whose source is hidden
+    body = re.sub(r'```(python)?\n\s*```\n', '', body)        # cells whose source is hidden
+    body = re.sub(r'^```\n(?=from |import )', '```python\n', body, flags=re.M)
     body = body.replace('](../', '](')                       # links are relative to nbs/ in the notebook
     body = re.sub(r'\]\((?!https?:|#|[\w.-]+/)([\w.-]+\.ipynb)', r'](nbs/\1', body)
     body = re.sub(r'\n{3,}', '\n\n', body).strip()
