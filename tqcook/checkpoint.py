@@ -497,7 +497,7 @@ def _inline(config):
     if method == 'compressed-tensors': return dict(quant_algo=_compressed(q)[0], **rest)
     return q | rest if 'quant_algo' in q else {}
 
-# %% ../nbs/08_checkpoint.ipynb #9574b080
+# %% ../nbs/08_checkpoint.ipynb #3ec8ac65
 @dataclass
 class Checkpoint:
     "A checkpoint directory: headers and configs in memory, weights on disk."
@@ -521,10 +521,10 @@ class Checkpoint:
     def _scan(cls, path):
         "Open without judging shards and index -> (Checkpoint, findings)."
         path = Path(path).expanduser()
-        if path.is_file() and path.suffix == '.gguf':
+        if os.path.isfile(path) and path.suffix == '.gguf': # os.path is patient with names that are too long
             _bad('gguf', 'a GGUF file, the format of llama.cpp', file=path.name)
-        if not path.is_dir():
-            what = 'a file' if path.exists() else 'no such directory'
+        if not os.path.isdir(path):
+            what = 'a file' if os.path.exists(path) else 'no such directory'
             raise CookError(f'{path}: {what}; expected a checkpoint directory')
         try: return cls._read(path, path.resolve())
         except OSError as e:

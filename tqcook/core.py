@@ -37,7 +37,7 @@ def need(
         if (e.name or '').partition('.')[0] not in (top, ''): raise  # it is installed, something below it is broken: say that
         raise CookError(f"{top} is not installed here; install it with: pip install 'tqcook[{extra}]'") from None
 
-# %% ../nbs/00_core.ipynb #9e6462d9
+# %% ../nbs/00_core.ipynb #e13ed798
 def _umask_mode(base=0o666):
     "The mode an ordinary `open` would give a new file (mkstemp gives 0600, which surprises people who share a folder)."
     old = os.umask(0); os.umask(old)
@@ -50,6 +50,7 @@ def atomic_write(
     "Write `path` whole or not at all."
     path = Path(path)
     if not path.parent.is_dir(): raise CookError(f'cannot write {path.name}: the folder {path.parent} does not exist')
+    if path.is_dir(): raise CookError(f'cannot write {path}: it is a folder')
     try: fd, tmp = tempfile.mkstemp(dir=path.parent, prefix=f'.{path.name}.', suffix='.tmp')
     except OSError as e: raise CookError(f'cannot write into {path.parent}: {e.strerror}') from None
     try:
@@ -63,18 +64,21 @@ def atomic_write(
         raise
     return path
 
-# %% ../nbs/00_core.ipynb #d044b572
+# %% ../nbs/00_core.ipynb #cd8afa13
 def write_json(path, obj) -> Path:
     "Write `obj` as JSON, whole or not at all; NaN and infinity are refused because JSON has none."
     try: text = json.dumps(obj, indent=1, ensure_ascii=False, allow_nan=False)
     except ValueError as e: raise CookError(f'{Path(path).name} would hold a number that JSON cannot: {e}') from None
+    except TypeError as e: raise CookError(f'{Path(path).name} would hold what JSON cannot: {e}') from None
     return atomic_write(path, text + '\n')
 
 def read_json(path):
     "Read JSON; a missing or malformed file is named."
     try: return json.loads(Path(path).read_text(encoding='utf-8'))
     except FileNotFoundError: raise CookError(f'{path} does not exist') from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as e: raise CookError(f'{path} is not valid JSON: {e}') from None
+    except OSError as e: raise CookError(f'{path} cannot be read: {e.strerror}') from None
+    except RecursionError: raise CookError(f'{path} is not valid JSON: it is nested too deep') from None
+    except ValueError as e: raise CookError(f'{path} is not valid JSON: {e}') from None # malformed, not UTF-8, absurd numbers
 
 # %% ../nbs/00_core.ipynb #bbdfbff1
 def move_aside(
@@ -89,13 +93,14 @@ def move_aside(
     os.replace(path, aside)
     return aside
 
-# %% ../nbs/00_core.ipynb #76778997
+# %% ../nbs/00_core.ipynb #b25bf3e6
 @contextlib.contextmanager
 def atomic_dir(
     path, # the directory that shall exist afterwards
 ):
     "A temporary sibling directory that takes the name `path` when the block succeeds and is removed when it fails."
-    path = Path(path)
+    path = Path(os.path.abspath(path)) # `.` and `..` have no name of their own
+    if not path.name: raise CookError(f'{path} is no folder to write into; name one below it')
     try: path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as e: raise CookError(f'cannot make the folder {path.parent}: {e.strerror}') from None
     _sweep(path)

@@ -6,8 +6,8 @@
 __all__ = ['POLICIES', 'stdlib_files', 'held_out', 'code_documents', 'prose_documents', 'read_text', 'tokenize', 'Corpus',
            'corpus', 'calibration', 'overlap']
 
-# %% ../nbs/03_data.ipynb #da8fcdfb
-import hashlib, json, random, sys, sysconfig
+# %% ../nbs/03_data.ipynb #e14761e0
+import hashlib, json, os, random, sys, sysconfig
 from dataclasses import dataclass
 from pathlib import Path
 import numpy as np
@@ -52,20 +52,26 @@ def prose_documents() -> list: # one string a help topic
     from pydoc_data.topics import topics
     return [t for _, t in sorted(topics.items()) if len(t) >= 500]
 
-# %% ../nbs/03_data.ipynb #ffd8d0ea
+# %% ../nbs/03_data.ipynb #e887b73b
 _named = {'code': lambda: code_documents(), 'code-train': lambda: code_documents('train'), 'prose': prose_documents}
 
 def read_text(
     text: str, # see above
 ) -> tuple: # (documents: list of str or of message lists, source: str)
     "Read documents from any source that a recipe accepts."
+    if not isinstance(text, (str, Path)) or not str(text):
+        raise CookError(f'text is {text!r}; expected code, code-train, prose, dataset:NAME, or a file')
+    text = str(text)
     if text in _named: return _named[text](), f'{text} (Python {sys.version.split()[0]})' if text != 'prose' else f'prose (pydoc topics of Python {sys.version.split()[0]})'
     if text.startswith('dataset:'): return _dataset(text)
-    p = Path(text).expanduser()
-    if not p.exists(): raise CookError(f'text {text!r} does not exist{suggest(text, [*_named, "a text file", "a .jsonl file"])}')
+    p = Path(os.path.expanduser(text))
+    if not os.path.exists(p): # os.path answers False where pathlib raises: names that are too long
+        if len(text) > 200: raise CookError(f'text {text[:40]!r}... does not exist; expected the name of a file, not the text itself')
+        raise CookError(f'text {text!r} does not exist{suggest(text, [*_named, "a text file", "a .jsonl file"])}')
     if p.is_dir(): raise CookError(f'text {text!r} is a directory; expected a text file or a .jsonl file')
-    raw = p.read_bytes()
-    try: s = raw.decode('utf-8')
+    try: raw = p.read_bytes()
+    except OSError as e: raise CookError(f'text {text!r} cannot be read: {e.strerror}') from None
+    try: s = raw.decode('utf-8-sig') # Windows editors put a byte-order mark in front
     except UnicodeDecodeError as e: raise CookError(f'text {text!r} is not UTF-8 (byte {e.start}); convert it first') from None
     docs = _jsonl(p, s) if p.suffix in ('.jsonl', '.ndjson') else [s] if s.strip() else []
     if not docs: raise CookError(f'text {text!r} is empty')
@@ -77,10 +83,20 @@ def _jsonl(path, s):
         if not line.strip(): continue
         try: row = json.loads(line)
         except json.JSONDecodeError as e: raise CookError(f'{path}, line {i}: not valid JSON ({e.msg})') from None
+        except RecursionError: raise CookError(f'{path}, line {i}: nested too deep') from None
+        except ValueError: raise CookError(f'{path}, line {i}: a number of more than 4300 digits') from None
+        if '\\ud' in line.lower() and not _encodable(row):
+            raise CookError(f'{path}, line {i}: half of a surrogate pair (\\ud800 to \\udfff alone), which is no character')
         if isinstance(row, dict) and isinstance(row.get('text'), str): docs.append(row['text'])
         elif isinstance(row, dict) and isinstance(row.get('messages'), list): docs.append(row['messages'])
         else: raise CookError(f'{path}, line {i}: expected an object with "text" (a string) or "messages" (a list of role and content)')
     return docs
+
+def _encodable(row) -> bool:
+    "False when a string in it cannot be UTF-8: JSON's escapes can spell half a surrogate pair."
+    try: json.dumps(row, ensure_ascii=False).encode()
+    except UnicodeEncodeError: return False
+    return True
 
 def _dataset(text):
     ds = need('datasets', 'quantize')
@@ -182,7 +198,7 @@ class Corpus:
         return (f'**{len(self)} windows** of {self.context} tokens ({self.policy}{f", stride {self.stride}" if self.policy == "sliding" else ""}; BOS: {self.bos}), '
                 f'{self.n_scored:,} tokens scored, {self.n_bytes:,} bytes, from {self.source}, sha256 `{self.sha256[:12]}`')
 
-# %% ../nbs/03_data.ipynb #d580f988
+# %% ../nbs/03_data.ipynb #3f9553d2
 def corpus(
     text: str = 'code', # what to read, see `read_text`
     tokenizer=None,
@@ -197,6 +213,8 @@ def corpus(
     "Cut text into windows for evaluation."
     if policy not in POLICIES: raise CookError(f'no window policy named {policy!r}{suggest(policy, POLICIES)}')
     if bos not in ('doc', 'none'): raise CookError(f"bos is {bos!r}; expected 'doc' or 'none'")
+    for name, v in dict(context=context, stride=stride, max_windows=max_windows).items():
+        if not isinstance(v, (int, np.integer)): raise CookError(f'{name} is {v!r} ({type(v).__name__}); expected a whole number')
     if context < 2: raise CookError(f'context is {context}; expected at least 2 tokens')
     if stride < 0 or stride > context: raise CookError(f'stride is {stride}; expected 1 to {context}, or 0 for half the context')
     if max_windows < 0: raise CookError(f'max_windows is {max_windows}; expected 0 (all) or more')
@@ -222,7 +240,7 @@ def corpus(
                   policy, bos if tokenizer.bos_token_id is not None else 'none (the tokenizer has no BOS)', sum(o[3] for o in out), len(docs), total,
                   any(not isinstance(d, str) for d in docs))
 
-# %% ../nbs/03_data.ipynb #7249c36f
+# %% ../nbs/03_data.ipynb #e740375a
 def calibration(
     text: str = 'code-train', # what to read, see `read_text`
     tokenizer=None,
@@ -231,6 +249,8 @@ def calibration(
     seed: int = 0,
 ) -> Corpus:
     "Draw calibration windows from a text."
+    for name, v in dict(calib_samples=samples, calib_length=length).items():
+        if not isinstance(v, (int, np.integer)): raise CookError(f'{name} is {v!r} ({type(v).__name__}); expected a whole number')
     if samples < 1: raise CookError(f'calib_samples is {samples}; calibration needs at least 1 sample')
     if length < 2: raise CookError(f'calib_length is {length}; expected at least 2 tokens')
     docs, source = read_text(text)

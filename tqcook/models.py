@@ -6,8 +6,8 @@
 __all__ = ['SHAPES', 'TINY', 'Loaded', 'tokenizer_sha', 'shape_config', 'inspect_dir', 'check_finite', 'demo_path',
            'demo_tokenizer', 'load', 'linears', 'expert_tensors', 'peek', 'tiny']
 
-# %% ../nbs/02_models.ipynb #05076b24
-import contextlib, json, re, struct, warnings
+# %% ../nbs/02_models.ipynb #fbe9496f
+import contextlib, json, os, re, struct, warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 import tqcook
@@ -87,16 +87,17 @@ def _config(model_type, architecture=None, **kw):
     cfg.architectures = [(cls[0] if isinstance(cls, (tuple, list)) else cls).__name__] # export needs it, and only a saved config has it
     return cfg
 
-# %% ../nbs/02_models.ipynb #374099ca
+# %% ../nbs/02_models.ipynb #8c6c4569
 def _header_ok(path: Path):
     "Raise `CookError` when a safetensors file is cut short or has no sane header."
+    if not path.is_file(): raise CookError(f'{path} is not a file; expected safetensors')
     size = path.stat().st_size
     with open(path, 'rb') as f:
         raw = f.read(8)
         n = struct.unpack('<Q', raw)[0] if len(raw) == 8 else 0
         if not 2 <= n <= min(size - 8, 100_000_000): raise CookError(f'{path} is not a whole safetensors file: its header length is {n}, the file has {size} bytes')
         try: h = json.loads(f.read(n))
-        except (json.JSONDecodeError, UnicodeDecodeError): raise CookError(f'{path} is not a whole safetensors file: its header is not JSON') from None
+        except (ValueError, RecursionError): raise CookError(f'{path} is not a whole safetensors file: its header is not JSON') from None
     try: end = 8 + n + max((v['data_offsets'][1] for k, v in h.items() if k != '__metadata__'), default=0)
     except (KeyError, TypeError, IndexError, AttributeError): raise CookError(f'{path} is not a whole safetensors file: its header has no offsets') from None
     if end != size: raise CookError(f'{path} is damaged: its header promises {end} bytes, the file has {size}; copy or download it again')
@@ -106,7 +107,7 @@ def inspect_dir(
 ) -> dict: # its config.json
     "Check that a directory holds a model that can be loaded safely; `CookError` says what is wrong."
     path = Path(path)
-    if not path.exists(): raise CookError(f'model {str(path)!r} does not exist; expected demo, a directory, a hub id or shape:NAME')
+    if not os.path.exists(path): raise CookError(f'model {str(path)!r} does not exist; expected demo, a directory, a hub id or shape:NAME')
     if not path.is_dir():
         hint = ' (a GGUF file belongs to llama.cpp; give the original Hugging Face directory)' if path.suffix == '.gguf' else ''
         raise CookError(f'model {str(path)!r} is a file; expected a directory with config.json and safetensors{hint}')
@@ -124,7 +125,11 @@ def inspect_dir(
         raise CookError(f'{path} has no weights; expected *.safetensors')
     index = path/'model.safetensors.index.json'
     if index.exists():
-        missing = sorted({f for f in read_json(index).get('weight_map', {}).values() if not (path/f).exists()})
+        listed = read_json(index)
+        files = listed.get('weight_map') if isinstance(listed, dict) else None
+        if not isinstance(files, dict) or not all(isinstance(f, str) for f in files.values()):
+            raise CookError(f'{index} has no weight_map from tensors to files; download it again')
+        missing = sorted({f for f in files.values() if not (path/f).exists()})
         if missing: raise CookError(f'{path} is incomplete: {missing[0]} is in the index but not there' + (f' (and {len(missing) - 1} more)' if len(missing) > 1 else ''))
     for s in shards: _header_ok(s)
     return cfg
@@ -153,7 +158,7 @@ def demo_tokenizer():
     if 't' not in _resident: _resident['t'] = need('transformers', 'quantize').AutoTokenizer.from_pretrained(demo_path())
     return _resident['t']
 
-# %% ../nbs/02_models.ipynb #6817d10c
+# %% ../nbs/02_models.ipynb #34b531ef
 def load(
     model: str = 'demo', # 'demo', a directory, a hub id, or 'shape:NAME' for random weights
     device: str = 'auto', # see `device.detect`
@@ -167,9 +172,10 @@ def load(
     dev = detect(device)
     if str(model).startswith('shape:'): return _random(str(model)[6:], dev, dtype, seed, attn)
     torch, tr = need('torch', 'quantize'), need('transformers', 'quantize')
+    if not isinstance(model, (str, Path)): raise CookError(f'model is {model!r}; expected demo, a directory, a hub id or shape:NAME')
     if str(model) == '': raise CookError('model is empty; expected demo, a directory, a hub id or shape:NAME')
-    path = demo_path() if model == 'demo' else Path(model).expanduser()
-    hub = model != 'demo' and not path.exists() and re.fullmatch(r'[\w.-]+/[\w.-]+', str(model)) is not None
+    path = demo_path() if model == 'demo' else Path(os.path.expanduser(model))
+    hub = model != 'demo' and not os.path.exists(path) and re.fullmatch(r'[\w.-]+/[\w.-]+', str(model)) is not None
     if not hub:
         cfg = inspect_dir(path)
         if (path/'hf_quant_config.json').exists() or cfg.get('quantization_config'):
@@ -178,11 +184,12 @@ def load(
     kw = dict(trust_remote_code=False, use_safetensors=True, attn_implementation=attn, dtype='auto' if dtype == 'auto' else getattr(torch, dtype))
     if device_map: kw['device_map'] = device_map
     try:
-        with _quiet(): m = tr.AutoModelForCausalLM.from_pretrained(src, **kw)
+        with _quiet(): m, told = tr.AutoModelForCausalLM.from_pretrained(src, output_loading_info=True, ignore_mismatched_sizes=True, **kw)
+        _complete(told, src)
         tok = tr.AutoTokenizer.from_pretrained(src, trust_remote_code=False)
     except CookError: raise
     except Exception as e: # transformers raises OSError, ValueError, KeyError, SafetensorError, ... for what a user can get wrong
-        first = str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__
+        first = ' '.join(l.strip() for l in str(e).strip().splitlines()[:2]) or type(e).__name__
         where = f'hub id {model!r} (is it spelt right, is there a network, does it need a token?)' if hub else f'model {str(path)!r}'
         raise CookError(f'{where} could not be loaded: {first}') from e
     if not device_map: m = m.to(dev.torch)
@@ -190,7 +197,14 @@ def load(
     check_finite(m)
     return Loaded(m, tok, 'demo' if model == 'demo' else str(model), path=None if hub else path, device=dev, dtype=str(m.dtype).removeprefix('torch.'))
 
-# %% ../nbs/02_models.ipynb #555a50ca
+# %% ../nbs/02_models.ipynb #0a8b164b
+def _complete(told: dict, src: str):
+    "Raise `CookError` for weights that the files lack: transformers would draw them at random and only log it."
+    for name, stored, wanted in told.get('mismatched_keys') or ():
+        raise CookError(f'{src}: {name} has the shape {list(stored)}, but config.json asks for {list(wanted)}; they do not belong together')
+    lack = sorted(told.get('missing_keys') or ())
+    if lack: raise CookError(f'{src} lacks {len(lack)} weight{"s" * (len(lack) > 1)} that config.json asks for, the first is {lack[0]}; copy or download it again')
+
 @contextlib.contextmanager
 def _quiet():
     "Silence transformers' weight-loading bars and advisory warnings; errors still come through."

@@ -26,7 +26,7 @@ def recipes_dir() -> Path: # the folder
     raise CookError(f"no recipes found in {' or '.join(map(str, places))}; they are not part of the installed package: "
                     'get a checkout of tqcook and set TQCOOK_RECIPES to its recipes folder, or run from the checkout')
 
-# %% ../nbs/14_run.ipynb #61499965
+# %% ../nbs/14_run.ipynb #51e80507
 _types = dict(str=str, int=int, float=float, bool=bool, list=list)
 
 @dataclass
@@ -48,7 +48,7 @@ class Parameter:
         "A value from a YAML file or (str) from the command line as the declared type, or CookError."
         no = CookError(f'parameter {self.name} is {value!r}, expected {self.type}{_example[self.type]}: {self.help}')
         try: out = _coerce(value, self.type, self.default)
-        except (ValueError, SyntaxError, TypeError): raise no from None
+        except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError): raise no from None
         if out is None or (isinstance(out, float) and not math.isfinite(out)): raise no
         return out
 
@@ -75,16 +75,18 @@ def _quoted(s: str) -> str:
     "`[a, b]` as a Python list: bare words get quotes."
     return re.sub(r"(?<=[\[,])\s*([A-Za-z_][^\s,\[\]'\"]*)\s*(?=[,\]])", r"'\1'", s)
 
-# %% ../nbs/14_run.ipynb #3756d588
+# %% ../nbs/14_run.ipynb #69d7404b
 def read_parameters(
     source: str, # the code of a parameters cell
     where: str = 'the parameters cell', # named in errors
 ) -> dict: # name -> Parameter
     "Parse a parameters cell; raises CookError for anything that is not `name = literal  # type: str help`."
-    tokens = tokenize.generate_tokens(io.StringIO(source).readline)
-    comments = {t.start[0]: t.string for t in tokens if t.type == tokenize.COMMENT}
+    try:
+        tokens = tokenize.generate_tokens(io.StringIO(source).readline)
+        comments, body = {t.start[0]: t.string for t in tokens if t.type == tokenize.COMMENT}, ast.parse(source).body
+    except (SyntaxError, tokenize.TokenError) as e: raise CookError(f'{where} is not valid Python: {e.args[0]}') from None
     out = {}
-    for node in ast.parse(source).body:
+    for node in body:
         line = ast.get_source_segment(source, node)
         if not (isinstance(node, ast.Assign) and len(node.targets) == 1 and isinstance(node.targets[0], ast.Name)):
             raise CookError(f'{where} holds {line!r}; expected assignments of one literal to one name')
@@ -99,7 +101,7 @@ def read_parameters(
         out[name].check(default)
     return out
 
-# %% ../nbs/14_run.ipynb #19f96786
+# %% ../nbs/14_run.ipynb #27eb65aa
 @dataclass
 class Recipe:
     "A parameterized notebook: its name, title, purpose and parameters."
@@ -114,7 +116,10 @@ def read_recipe(
 ) -> Recipe:
     "Read a recipe's title, purpose and parameters without running it."
     path, where = Path(path), f'recipe {Path(path).name}'
-    cells = read_json(path).get('cells', [])
+    nb = read_json(path)
+    cells = nb.get('cells') if isinstance(nb, dict) else None
+    if not isinstance(cells, list) or not all(isinstance(c, dict) and 'source' in c and 'cell_type' in c for c in cells):
+        raise CookError(f'{where} is not a Jupyter notebook')
     text = lambda c: c['source'] if isinstance(c['source'], str) else ''.join(c['source'])
     tagged = [c for c in cells if 'parameters' in c.get('metadata', {}).get('tags', [])]
     if len(tagged) != 1: raise CookError(f'{where} has {len(tagged)} cells tagged parameters, expected exactly one')
@@ -144,7 +149,7 @@ def find_recipe(
     if path is None: raise CookError(f'unknown recipe {name!r}{suggest(name, names)}')
     return read_recipe(path)
 
-# %% ../nbs/14_run.ipynb #6888931d
+# %% ../nbs/14_run.ipynb #81b6142c
 def read_size(
     size: str, # name of a file in recipes/params, without .yaml
     recipe: Recipe, # whose section is wanted
@@ -163,7 +168,10 @@ def read_size(
                 if keys.count(k) > 1: raise CookError(f'{path} has {k!r} twice in one section')
             return super().construct_mapping(node, deep)
     try: content = yaml.load(path.read_text(encoding='utf-8'), Loader) or {}
-    except yaml.YAMLError as e: raise CookError(f'{path} is not valid YAML: {str(e).splitlines()[0]}') from None
+    except (OSError, UnicodeDecodeError) as e: raise CookError(f'{path} cannot be read: {e}') from None
+    except (yaml.YAMLError, RecursionError, ValueError) as e:
+        if isinstance(e, CookError): raise
+        raise CookError(f'{path} is not valid YAML: {str(e).splitlines()[0]}') from None
     if not isinstance(content, dict) or not all(isinstance(v, dict) for v in content.values()):
         raise CookError(f'{path} must hold one section of name: value pairs for each recipe')
     if recipe.name not in content and 'all' not in content:
@@ -348,7 +356,7 @@ def outcome(
     rows += [(f"skipped: {s['name']}", s['reason']) for s in results.get('stages', []) if s['status'] == 'skipped']
     return md_table(rows, [results.get('recipe', 'outcome'), ''])
 
-# %% ../nbs/14_run.ipynb #1fdd1c97
+# %% ../nbs/14_run.ipynb #f4f62fbb
 def _lock(path: Path) -> int:
     "Take the lock file at `path` until this process ends, however it ends."
     import fcntl
@@ -370,7 +378,8 @@ def run_folder(
     path, # the folder to write into
 ):
     "A fresh, locked run folder; what was there before is moved aside."
-    path = Path(path)
+    path = Path(os.path.abspath(path)) # `.` and `..` have no name of their own
+    if not path.name: raise CookError(f'{path} is no folder to write into; name one below it')
     try: path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as e: raise CookError(f'cannot make the folder {path.parent}: {e.strerror}') from None
     lock = path.with_name(f'.{path.name}.lock')
@@ -378,10 +387,14 @@ def run_folder(
     try:
         if path.exists() and not path.is_dir(): raise CookError(f'{path} is a file; -o takes a folder')
         if path.is_dir() and any(path.iterdir()):
+            if Path.cwd().is_relative_to(path.resolve()): # moving it would take the ground from under the shell
+                raise CookError(f'{path} is the folder you are in, and it is not empty; go elsewhere or choose another one with -o')
             if (path/'results.json').exists(): move_aside(path)
             elif (path/'.run.json').exists() or (path/'failed.ipynb').exists():
                 old = path.with_name(path.name + '.unfinished')
-                if old.is_dir(): shutil.rmtree(old)
+                ours = (old/'.run.json').exists() or (old/'failed.ipynb').exists()
+                if ours and not old.is_symlink(): shutil.rmtree(old)
+                else: move_aside(old) # not ours to remove
                 os.replace(path, old)
             else: raise CookError(f'the folder {path} is not empty and is no run of tqcook; choose another one with -o')
         try: path.mkdir(exist_ok=True)
@@ -532,7 +545,7 @@ def _dumps(nb) -> str:
     nb.metadata.pop('widgets', None)
     return _redact(nbformat.writes(nb))
 
-# %% ../nbs/14_run.ipynb #35f04493
+# %% ../nbs/14_run.ipynb #cda1ba97
 def run(
     recipe: str, # name or path of a recipe
     values: dict|None = None, # parameters on top of the size
@@ -553,7 +566,7 @@ def run(
     with run_folder(folder):
         part, log, context = folder/'.results.json', folder/'kernel.log', folder/'.run.json'
         parameters = {k: values.get(k, p.default) for k, p in rec.parameters.items()}
-        write_json(context, dict(recipe=rec.name, name=folder.name, size=size, path=str(rec.path.resolve()),
+        write_json(context, dict(recipe=rec.name, name=Path(os.path.abspath(folder)).name, size=size, path=str(rec.path.resolve()),
                                  parameters=parameters, results=str(part.resolve())))
         progress, interrupted = _Progress(nb, quiet), []
         try:
@@ -687,7 +700,7 @@ def report_html(
     page = '\n'.join([*body, foot])
     return f'<!doctype html>\n<html lang="en"><head>{head}</head>\n<body><main>\n{page}\n</main></body></html>\n'
 
-# %% ../nbs/14_run.ipynb #a7cf6d59
+# %% ../nbs/14_run.ipynb #1c6369e8
 def open_model(
     spec: str, # `demo`, a directory (plain or quantized), a hub id, or `shape:NAME`
     device: str = 'auto',
@@ -695,7 +708,7 @@ def open_model(
     kernels: str = 'real', # for a quantized checkpoint: 'real' or 'reference'
 ): # a `models.Loaded`
     "Load whatever `spec` names."
-    if (Path(spec)/'hf_quant_config.json').is_file():
+    if os.path.isfile(os.path.join(spec, 'hf_quant_config.json')):
         from tqcook import engine
         return engine.load(spec, device=device, kernels=kernels)
     from tqcook import models
@@ -783,11 +796,13 @@ def _cmd_doctor(a) -> int:
         if rows: print(title, *(f'  {k:<{wide}}  {v}' for k, v in rows.items()), '', sep='\n')
     return 0
 
-# %% ../nbs/14_run.ipynb #c413202c
+# %% ../nbs/14_run.ipynb #5f53d8de
 def _cmd_compare(a) -> int:
     "tqcook compare"
     from tqcook import data, perplexity
     base = open_model(a.base, device=a.device)
+    if not 0 <= a.context <= base.context:
+        raise RunError(f'--context {a.context}: {a.base} takes 2 to {base.context} tokens', 2)
     context = a.context or min(512, base.context)
     corpus = data.corpus(a.text, base.tokenizer, context, a.stride, a.policy, a.max_windows)
     budget = {k: v for k in ('max_ppl_ratio', 'max_kld', 'min_top1') if (v := getattr(a, k)) is not None}
@@ -864,17 +879,32 @@ def _parser():
     add('--deep', action='store_true', help='read the tensors too')
     return ap
 
-# %% ../nbs/14_run.ipynb #483c7586
+# %% ../nbs/14_run.ipynb #2b92c223
 def main(
     argv: list|None = None, # arguments; None: the command line's
 ) -> int: # exit code
     "The `tqcook` command."
     try: a = _parser().parse_args(argv)
     except SystemExit as e: return e.code or 0
-    try: return a.f(a)
+    for s in sys.stdout, sys.stderr: # a terminal that cannot show a character gets a '?' instead of a traceback
+        if hasattr(s, 'reconfigure'): s.reconfigure(errors='replace')
+    try:
+        code = a.f(a)
+        if sys.stdout: sys.stdout.flush() # here, where a closed pipe or a full disk can still be told
+        return code
     except RunError as e: return _fail(str(e), e.code)
     except CookError as e: return _fail(str(e), 1)
     except KeyboardInterrupt: return _fail('interrupted', 130)
     except BrokenPipeError: # `tqcook list | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _mute()
         return 0
+    except OSError as e: # what no room foresaw: a full disk, a name that is too long, a folder that cannot be moved
+        _mute()
+        return _fail(f"{e.strerror or e}{f': {e.filename}' if e.filename else ''}"[:300], 1)
+
+def _mute():
+    "Let the interpreter's last flush go nowhere when stdout is broken."
+    try: return sys.stdout and sys.stdout.flush()
+    except OSError: pass
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
