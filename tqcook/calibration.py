@@ -543,8 +543,8 @@ def _warn_ranges(r):
         s = max(late, key=lambda s: s.settled); v = np.sort(r.per_sample[s.module])
         one = (f' (one sample alone, number {int(r.per_sample[s.module].argmax())}, reaches {v[-1]:.3g}, '
                f'the next {v[-2]:.3g})') if v[-1] > 1.1 * v[-2] else ''
-        w.append(f'the range of {name([s, *late[1:]])} had not settled after {r.samples} samples{one}; give more '
-                 f'samples, or look at the one that sets the range')
+        w.append(f'the range of {name([s, *late[1:]])} settled only after {s.settled} of {r.samples} samples{one}; '
+                 f'give more samples, or look at the one that sets the range')
 
 def examine_target(
     report: CalibrationReport,
