@@ -481,7 +481,8 @@ class CalibrationReport:
         ax.stairs(h[on[0]:on[-1] + 1] / h.sum() / wide, e[on[0]:on[-1] + 2], fill=True, alpha=.5)
         ax.axvline(s.amax, color='crimson', lw=1, label='amax')
         ax.axvline(s.amax * dead_zone(s.dtype), color='gray', lw=1, label='becomes zero below')
-        ax.set(xscale='log', xlabel=f'|input of {module}|', ylabel='share of values per octave')
+        ax.set(xscale='log', xlabel=f'|input of {module}|', ylabel='share of values per octave',
+               title=f'{s.dtype}, amax {s.amax:.3g}: how the values lie in the range')
         ax.legend(fontsize=7); fig.tight_layout()
         return fig
 
