@@ -129,3 +129,14 @@ def test_stdout_that_ends_early():
     if not Path('/dev/full').exists(): return
     full = command('list', '> /dev/full')
     assert full.returncode == 1 and full.stderr == 'tqcook: No space left on device\n'
+
+TINY_RUN = [dict(cell_type='code', id='a', metadata=dict(tags=['parameters']), source='n = 1  # type: int a number', outputs=[], execution_count=None),
+            dict(cell_type='code', id='b', metadata={}, source='from tqcook import run\nrun.finish({})', outputs=[], execution_count=None)]
+
+def test_a_home_that_cannot_be_written(tmp_path, monkeypatch):
+    (tmp_path/'r.ipynb').write_text(json.dumps(dict(cells=TINY_RUN, metadata={}, nbformat=4, nbformat_minor=5)))
+    (tmp_path/'file').write_text('')
+    monkeypatch.setenv('HOME', str(tmp_path/'file'))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv('IPYTHONDIR', raising=False)
+    assert run.main(['run', 'r.ipynb', '-q', '-o', 'sp ace/é']) == 0 and (tmp_path/'sp ace/é/results.json').exists()

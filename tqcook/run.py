@@ -7,8 +7,8 @@ __all__ = ['SCHEMA', 'EXIT', 'KEYS', 'MIME', 'recipes_dir', 'Parameter', 'read_p
            'find_recipe', 'read_size', 'resolve', 'Stages', 'start', 'check_results', 'finish', 'outcome', 'run_folder',
            'UsageError', 'RunError', 'run', 'report_html', 'open_model', 'describe', 'doctor', 'main']
 
-# %% ../nbs/14_run.ipynb #172d51da
-import argparse, ast, asyncio, base64, contextlib, ctypes, datetime, html, io, json, math, os, re, shutil, signal, sys
+# %% ../nbs/14_run.ipynb #9780108a
+import argparse, ast, asyncio, atexit, base64, contextlib, ctypes, datetime, html, io, json, math, os, re, shutil, signal, sys
 import tempfile, time, tokenize
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -463,7 +463,7 @@ class RunError(CookError):
         super().__init__(message)
         self.code = code
 
-# %% ../nbs/14_run.ipynb #881c9534
+# %% ../nbs/14_run.ipynb #ef124e9b
 async def _execute(nb, env: dict, progress, interrupted: list, log):
     "Run every cell in a kernel of its own that is gone when this returns, however it returns."
     from nbclient import NotebookClient
@@ -471,6 +471,9 @@ async def _execute(nb, env: dict, progress, interrupted: list, log):
         def process_message(self, msg, cell, cell_index):
             if msg['msg_type'] == 'stream': progress.bar(msg['content']['text'])
             return super().process_message(msg, cell, cell_index)
+        async def async_start_new_kernel_client(self): # waits a second for the kernel, with nbclient's handlers set: ours again
+            take_signals(nb)
+            return await super().async_start_new_kernel_client()
     sockets = tempfile.mkdtemp(prefix='tqcook-')
     km, client, task, loop = _kernel_manager(sockets), None, asyncio.current_task(), asyncio.get_running_loop()
     kill = lambda: km.has_kernel and km.provisioner.pgid and _kill_group(km.provisioner.pgid)
@@ -483,14 +486,16 @@ async def _execute(nb, env: dict, progress, interrupted: list, log):
             for sig in signal.SIGINT, signal.SIGTERM, signal.SIGHUP: loop.add_signal_handler(sig, on_signal, sig)
     take_signals(nb)
     try:
-        await km.start_kernel(extra_arguments=['--HistoryManager.hist_file=:memory:'], env=env, preexec_fn=_die_with_parent,
-                              stdout=log, stderr=log)
+        home = dict(IPYTHONDIR=f'{sockets}/ipython') # neither needs a writable home nor runs the reader's startup scripts
+        await km.start_kernel(extra_arguments=['--HistoryManager.hist_file=:memory:'], env=env | home,
+                              preexec_fn=_die_with_parent, stdout=log, stderr=log)
         client = Client(nb, km=km, timeout=None, coalesce_streams=True, on_notebook_start=take_signals,
                         on_cell_start=progress.start, on_cell_executed=progress.done)
         await client.async_execute()
     finally:
         kill()
         with contextlib.suppress(Exception):
+            if client: atexit.unregister(client._cleanup_kernel) # it stays registered when the kernel never answered
             if client and client.kc: client.kc.stop_channels()
             await km.cleanup_resources()
         shutil.rmtree(sockets, ignore_errors=True)
@@ -499,7 +504,7 @@ def _kill_group(pgid: int):
     "End the kernel and everything it started."
     with contextlib.suppress(ProcessLookupError, PermissionError): os.killpg(pgid, signal.SIGKILL)
 
-# %% ../nbs/14_run.ipynb #b6ce70a2
+# %% ../nbs/14_run.ipynb #849a5b2c
 def _parameterize(recipe: Recipe, values: dict):
     "The recipe's notebook with `values` injected after its parameters cell, the way papermill does it."
     import warnings, logging
@@ -524,6 +529,8 @@ def _why(e: Exception, nb, log: Path) -> tuple:
     name, text = getattr(e, 'ename', type(e).__name__), str(getattr(e, 'evalue', e)).strip()
     if name in ('CookError', 'RunError'): return text, 1
     if name == 'UsageError': return text, 2
+    if name == 'RuntimeError' and text.startswith('Kernel died before'):
+        name, where = 'DeadKernelError', 'the start, before the first cell'
     if name == 'DeadKernelError':
         tail = log.read_text(errors='replace').strip().split('\n')[-1][-200:] if log.exists() else ''
         tail = tail and f'; its last line: {tail}'
