@@ -62,6 +62,17 @@ def test_executed_notebook_tells_no_secrets(fp8):
     text = (fp8[1]/'executed.ipynb').read_text()
     assert 'HF_TOKEN' not in text and str(Path.home()) not in text.replace(str(fp8[1]), '')
 
+def test_fp8_on_a_gpu_without_fp8(tmp_path):
+    "On Ampere the file is dequantized instead of run, and the recipe says so. Simulated: the table's A100 is asked instead of this machine."
+    nb = (ROOT/'recipes/01_fp8.ipynb').read_text()
+    assert (spoilt := nb.replace('here = schemes.runs_on(s, dev)', "here = schemes.runs_on(s, __import__('tqcook.device').device.lookup('a100'))")) != nb
+    (tmp_path/'01_fp8.ipynb').write_text(spoilt)
+    out = tmp_path/'run'
+    d = whole(cook(str(tmp_path/'01_fp8.ipynb'), '-p', 'max_windows=8', '-p', 'calib_samples=8', out=out), out)
+    skipped = {s['name']: s['reason'] for s in d['stages'] if s['status'] == 'skipped'}
+    assert 'sm80' in skipped['parity'] and 'parity' not in d['engine'] and d['engine']['how'] == 'fake'
+    assert set(d['quality']['steps']) == {'format', 'export', 'total'}
+
 # ---- bad input: one clear line, a non-zero exit, nothing half-made
 
 @pytest.mark.parametrize('args, code, words', [
