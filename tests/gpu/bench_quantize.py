@@ -153,13 +153,14 @@ targets = [('FP8 calibration / fastest bare forward', r['tqcook FP8, calibrate a
            ('cold FP8 run, seconds', r['cold FP8 run, tqcook: calibrate, score, export'], 35.)]
 if not args.no_plain_cold:
     targets.append(('cold FP8 run, times faster than plain ModelOpt', r['cold FP8 run, plain ModelOpt: calibrate, score, export'] / r['cold FP8 run, tqcook: calibrate, score, export'], -2.))
+def limit(t): return '' if t is None else f'<= {t:g}' if t > 0 else f'>= {-t:g}' # a negative target is a lower bound
 print(f"\n{'':55s} {'measured':>9s} {'asked':>8s}")
 for name, v, t in targets:
     ok = '' if t is None else 'met' if (v <= t if t > 0 else v >= -t) else 'MISSED'
-    print(f"{name:55s} {v:9.2f} {'' if t is None else f'<= {t:g}' if t > 0 else f'>= {-t:g}':>8s}  {ok}")
+    print(f"{name:55s} {v:9.2f} {limit(t):>8s}  {ok}")
 print(f"{'weight ranges equal':55s} {str(weights):>9s}\n{'activation ranges, BF16 ulp':55s} {ulps:9.2g} {'<= 2':>8s}")
 if args.out:
     from tqcook.core import environment, write_json
     write_json(args.out, dict(model=base.to_dict(), device=base.device.to_dict(), environment=environment(), samples=args.samples, length=args.length,
-                              seconds=result, peak_bytes=peak, targets=[dict(name=n, measured=v, asked=t) for n, v, t in targets]))
+                              seconds=result, peak_bytes=peak, targets=[dict(name=n, measured=v, asked=limit(t)) for n, v, t in targets]))
 shutil.rmtree(work); shutil.rmtree(EXTENSIONS, ignore_errors=True)
