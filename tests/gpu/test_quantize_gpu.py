@@ -103,7 +103,7 @@ def test_a_model_larger_than_the_gpu_is_calibrated(base, tmp_path):
     c = text(8)
     whole = ranges(quantize.quantize(base, c, 'fp8', progress=False).loaded.model)
     m = models.load('shape:llama-100m', device='cuda')
-    place = {'model.embed_tokens': 0, 'model.norm': 0, 'model.rotary_emb': 0, 'lm_head': 0} | {f'model.layers.{i}': 0 if i < 6 else 'cpu' for i in range(12)}
+    place = {'model.embed_tokens': 0, 'model.norm': 0, 'model.rotary_emb': 0, 'lm_head': 0} | {f'model.layers.{i}': 0 if i < 6 else 'cpu' for i in range(m.config.num_hidden_layers)}
     m.model = dispatch_model(m.model, place, main_device=0)
     low = ranges(quantize.quantize(m, c, 'fp8', progress=False).loaded.model)
     assert low.keys() == whole.keys() and all(((low[n] - whole[n]).abs() <= 4 * 2.**-7 * whole[n]).all() for n in whole)
