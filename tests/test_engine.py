@@ -366,9 +366,12 @@ def test_forward_costs_at_most_five_times_bf16_on_the_cpu(tmp_path):
     "In the shape of the demonstration model, 4 windows of 512; processor time, so that a busy machine does not count."
     path, base, _ = cook(tmp_path/'x', hidden_size=256, intermediate_size=768, num_hidden_layers=8)
     e, ids, best = engine.load(path, device='cpu'), tokens(4, 512), [math.inf, math.inf]
-    with torch.no_grad():
-        for _ in range(4):
-            for i, l in enumerate((base, e)):
-                t0 = time.process_time(); l.model(ids, use_cache=False); best[i] = min(best[i], time.process_time() - t0)
+    threads = torch.get_num_threads(); torch.set_num_threads(1) # threads that wait for one another count as processor time
+    try:
+        with torch.no_grad():
+            for _ in range(4):
+                for i, l in enumerate((base, e)):
+                    t0 = time.process_time(); l.model(ids, use_cache=False); best[i] = min(best[i], time.process_time() - t0)
+    finally: torch.set_num_threads(threads)
     print(f'engine {best[1]:.3f} s, BF16 {best[0]:.3f} s of processor time: {best[1] / best[0]:.2f} times')
     assert best[1] < 5 * best[0]

@@ -27,7 +27,7 @@ def plain(loaded, scheme, corpus):
     "ModelOpt as its documentation has it."
     import modelopt.torch.quantization as mtq
     m = copy.deepcopy(loaded.model)
-    with quantize._quiet(): return mtq.quantize(m, getattr(mtq, PLAIN[scheme]), lambda m: [m(torch.from_numpy(w)[None]) for w in corpus.windows])
+    with models.quiet(prints=True): return mtq.quantize(m, getattr(mtq, PLAIN[scheme]), lambda m: [m(torch.from_numpy(w)[None]) for w in corpus.windows])
 
 
 def ranges(model): return {n: (q._amax.float(), q._amax.dtype) for n, q in model.named_modules() if hasattr(q, '_amax')}
@@ -58,7 +58,7 @@ def test_the_exported_file_is_the_one_plain_modelopt_writes(llama, scheme, tmp_p
     from modelopt.torch.export import export_hf_checkpoint
     c = text()
     out = quantize.export(quantize.quantize(llama, c, scheme, progress=False), tmp_path/'ours')
-    with quantize._quiet(): export_hf_checkpoint(plain(llama, scheme, c), export_dir=tmp_path/'theirs')
+    with models.quiet(prints=True): export_hf_checkpoint(plain(llama, scheme, c), export_dir=tmp_path/'theirs')
     a, b = load_file(out/'model.safetensors'), load_file(tmp_path/'theirs'/'model.safetensors')
     assert a.keys() == b.keys()
     for n in a:

@@ -9,14 +9,14 @@ __all__ = ['E4M3_MAX', 'LAYOUTS', 'SABOTAGE', 'quantize_e4m3', 'fp8_mm', 'fp8_li
            'describe', 'Parity', 'parity', 'sabotage', 'negative_controls', 'Generation', 'generate', 'Divergence',
            'diverge', 'forward_seconds']
 
-# %% ../nbs/09_engine.ipynb #6184c03e
+# %% ../nbs/09_engine.ipynb #131e57fa
 import contextlib, functools, re, sys, time
 from dataclasses import dataclass, field
 from pathlib import Path
 from .core import CookError, fmt_bytes, md_table, need
 from .device import Device, detect
 from .schemes import runs_on
-from .models import Loaded, _quiet
+from .models import Loaded, quiet
 from .checkpoint import PASSPORT, Checkpoint, verify_or_refuse
 
 # %% ../nbs/09_engine.ipynb #e33c2b5e
@@ -349,7 +349,7 @@ def _route(m, x, index, weights):
         out.index_add_(0, tok, h.to(out.dtype))
     return out
 
-# %% ../nbs/09_engine.ipynb #9b098fba
+# %% ../nbs/09_engine.ipynb #a02d5738
 @contextlib.contextmanager
 def _meta_parameters():
     "Inside, modules get their parameters on the meta device; buffers are computed as usual."
@@ -376,11 +376,11 @@ def skeleton(
         raise CookError('config.json names code of its own (auto_map); '
                         'this engine builds only architectures that transformers has')
     try:
-        with _quiet(): cfg = tr.AutoConfig.for_model(config.pop('model_type', None), **config)
+        with quiet(): cfg = tr.AutoConfig.for_model(config.pop('model_type', None), **config)
     except (ValueError, KeyError, TypeError) as e:
         why = str(e).splitlines()[0]
         raise CookError(f'config.json does not describe a model that transformers {tr.__version__} knows: {why}') from e
-    with _quiet(), _meta_parameters():
+    with quiet(), _meta_parameters():
         model = tr.AutoModelForCausalLM.from_config(cfg, dtype=getattr(torch, dtype), attn_implementation=attn)
     return model.eval().requires_grad_(False)
 

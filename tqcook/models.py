@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['SHAPES', 'TINY', 'Loaded', 'tokenizer_sha', 'shape_config', 'inspect_dir', 'check_finite', 'demo_path',
-           'demo_tokenizer', 'load', 'linears', 'expert_tensors', 'peek', 'tiny']
+           'demo_tokenizer', 'quiet', 'load', 'linears', 'expert_tensors', 'peek', 'tiny']
 
-# %% ../nbs/02_models.ipynb #fbe9496f
-import contextlib, json, os, re, struct, warnings
+# %% ../nbs/02_models.ipynb #2c8e7d13
+import contextlib, io, json, os, re, struct, warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 import tqcook
@@ -158,7 +158,23 @@ def demo_tokenizer():
     if 't' not in _resident: _resident['t'] = need('transformers', 'quantize').AutoTokenizer.from_pretrained(demo_path())
     return _resident['t']
 
-# %% ../nbs/02_models.ipynb #34b531ef
+# %% ../nbs/02_models.ipynb #325c0fda
+@contextlib.contextmanager
+def quiet(
+    prints: bool = False, # swallow what is printed, too (ModelOpt prints as it goes)
+):
+    "Silence transformers' bars and the advisory warnings of libraries within this block."
+    log = need('transformers.utils.logging', 'quantize')
+    bars, level = log.is_progress_bar_enabled(), log.get_verbosity()
+    log.disable_progress_bar(); log.set_verbosity_error()
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()) if prints else contextlib.nullcontext():
+            warnings.simplefilter('ignore'); yield
+    finally:
+        log.set_verbosity(level)
+        if bars: log.enable_progress_bar()
+
+# %% ../nbs/02_models.ipynb #af2bc148
 def load(
     model: str = 'demo', # 'demo', a directory, a hub id, or 'shape:NAME' for random weights
     device: str = 'auto', # see `device.detect`
@@ -184,7 +200,7 @@ def load(
     kw = dict(trust_remote_code=False, use_safetensors=True, attn_implementation=attn, dtype='auto' if dtype == 'auto' else getattr(torch, dtype))
     if device_map: kw['device_map'] = device_map
     try:
-        with _quiet(): m, told = tr.AutoModelForCausalLM.from_pretrained(src, output_loading_info=True, ignore_mismatched_sizes=True, **kw)
+        with quiet(): m, told = tr.AutoModelForCausalLM.from_pretrained(src, output_loading_info=True, ignore_mismatched_sizes=True, **kw)
         _complete(told, src)
         tok = tr.AutoTokenizer.from_pretrained(src, trust_remote_code=False)
     except CookError: raise
@@ -197,25 +213,13 @@ def load(
     check_finite(m)
     return Loaded(m, tok, 'demo' if model == 'demo' else str(model), path=None if hub else path, device=dev, dtype=str(m.dtype).removeprefix('torch.'))
 
-# %% ../nbs/02_models.ipynb #0a8b164b
+# %% ../nbs/02_models.ipynb #3c23e9f7
 def _complete(told: dict, src: str):
     "Raise `CookError` for weights that the files lack: transformers would draw them at random and only log it."
     for name, stored, wanted in told.get('mismatched_keys') or ():
         raise CookError(f'{src}: {name} has the shape {list(stored)}, but config.json asks for {list(wanted)}; they do not belong together')
     lack = sorted(told.get('missing_keys') or ())
     if lack: raise CookError(f'{src} lacks {len(lack)} weight{"s" * (len(lack) > 1)} that config.json asks for, the first is {lack[0]}; copy or download it again')
-
-@contextlib.contextmanager
-def _quiet():
-    "Silence transformers' weight-loading bars and advisory warnings; errors still come through."
-    log = need('transformers.utils.logging', 'quantize')
-    bars, level = log.is_progress_bar_enabled(), log.get_verbosity()
-    log.disable_progress_bar(); log.set_verbosity_error()
-    try:
-        with warnings.catch_warnings(): warnings.simplefilter('ignore'); yield
-    finally:
-        log.set_verbosity(level)
-        if bars: log.enable_progress_bar()
 
 def _random(shape, dev, dtype, seed, attn) -> Loaded:
     "A shape with random weights, drawn where it will live."
@@ -246,7 +250,7 @@ def expert_tensors(model) -> dict:
     "Experts that transformers keeps as 3-D parameters (Mixtral and others) and that `linears` cannot see: name -> parameter."
     return {n: p for n, p in model.named_parameters() if p.ndim == 3 and 'expert' in n}
 
-# %% ../nbs/02_models.ipynb #81b02923
+# %% ../nbs/02_models.ipynb #221a4d9f
 def peek(
     model: str, # as for `load`
 ) -> dict: # parameters; of these `linear` (the body) and `other` (embedding, head, norms); bytes as BF16; context, vocab_size, layers
@@ -260,7 +264,7 @@ def peek(
         else: raise CookError(f'model {str(model)!r} does not exist; expected demo, a directory, a hub id or shape:NAME')
         try: cfg = tr.AutoConfig.from_pretrained(src, trust_remote_code=False)
         except Exception as e: raise CookError(f'the config of {model!r} could not be read: {str(e).strip().splitlines()[0]}') from e
-    with torch.device('meta'), _quiet(): m = tr.AutoModelForCausalLM.from_config(cfg)
+    with torch.device('meta'), quiet(): m = tr.AutoModelForCausalLM.from_config(cfg)
     total = sum(p.numel() for p in m.parameters()) # a tied head counts once
     lin = sum(l.weight.numel() for l in linears(m).values()) + sum(p.numel() for p in expert_tensors(m).values())
     c = cfg.get_text_config()

@@ -6,13 +6,13 @@
 __all__ = ['ALGORITHMS', 'LAYOUTS', 'SHARD', 'fake_e4m3', 'fake_int', 'preflight', 'Quantized', 'Ranges', 'quantize', 'per_token',
            'AlphaSweep', 'sweep_alpha', 'norm_readers', 'inject_outliers', 'export']
 
-# %% ../nbs/07_quantize.ipynb #ef6212c8
+# %% ../nbs/07_quantize.ipynb #ba206d98
 import contextlib, copy as _copy, dataclasses, fnmatch, io, math, time, warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 from . import schemes
 from .core import CookError, suggest, need, atomic_dir, fmt_bytes, fmt_seconds, md_table
-from .models import Loaded, linears, expert_tensors, check_finite
+from .models import Loaded, linears, expert_tensors, check_finite, quiet
 from .calibration import (CalibrationReport, QuantizerStat, RangeRecorder, ClipCounter, run_windows, choose_amax,
                                 text_facts, examine,
                                 examine_target)
@@ -110,7 +110,7 @@ class Quantized:
         return (f'**{self.loaded.name}** as {self.scheme}{smooth}, KV cache {self.kv}: '
                 f'{self.modules} weights fake-quantized ({t})')
 
-# %% ../nbs/07_quantize.ipynb #82ab4ecd
+# %% ../nbs/07_quantize.ipynb #131927d9
 def _config(s, kv, exclude):
     "ModelOpt's configuration for a scheme."
     mtq = need('modelopt.torch.quantization', 'quantize')
@@ -121,26 +121,13 @@ def _config(s, kv, exclude):
     for p in exclude: cfg['quant_cfg'] += [dict(quantizer_name=f'{p}.*', enable=False)]
     return cfg
 
-@contextlib.contextmanager
-def _quiet():
-    "ModelOpt prints and warns as it goes; what matters of that stands in the report."
-    log = need('transformers.utils.logging', 'quantize')
-    bars, level = log.is_progress_bar_enabled(), log.get_verbosity()
-    log.disable_progress_bar(); log.set_verbosity_error()
-    try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-            warnings.simplefilter('ignore'); yield
-    finally:
-        log.set_verbosity(level)
-        if bars: log.enable_progress_bar()
-
 def _insert(model, s, kv, exclude):
     "Put ModelOpt's quantizers into a model; nothing is calibrated yet."
     import torch
     mtq = need('modelopt.torch.quantization', 'quantize')
     # the fused forms bypass the quantizers
     if expert_tensors(model) and hasattr(model, 'set_experts_implementation'): model.set_experts_implementation('eager')
-    with _quiet(): mtq.quantize(model, dict(_config(s, kv, exclude), algorithm=None))
+    with quiet(prints=True): mtq.quantize(model, dict(_config(s, kv, exclude), algorithm=None))
     # ModelOpt's `*input_quantizer` also matches LayerNorm (GPT-2, OPT), which no engine quantizes
     for m in model.modules():
         if isinstance(m, torch.nn.LayerNorm) and hasattr(m, 'input_quantizer'): m.input_quantizer.disable()
@@ -217,7 +204,7 @@ def _fill(model, ranges, algorithm='max', percentile=99.99):
             a = torch.tensor(picked[o], dtype=a.dtype, device=a.device)
         q._calibrator._calib_amax = a.clone()
 
-# %% ../nbs/07_quantize.ipynb #06d09c35
+# %% ../nbs/07_quantize.ipynb #e6f9afa7
 _dtype_of = {(4, 3): 'e4m3', 8: 'int8', 4: 'int4', (2, 1): 'e2m1'}
 
 def _smooths(s, alpha): return s.name == 'int8_sq' and alpha != 'off'
@@ -238,10 +225,10 @@ def _calibrate(model, s, windows, batch_size, progress, algorithm, alpha, percen
     if s.name == 'int4_awq': method, loop = dict(method='awq_lite', alpha_step=.1), plain
     elif _smooths(s, alpha): method, loop = dict(method='smoothquant', alpha=alpha), observed
     else: method, loop = 'max', observed if _quantizers(model) else None
-    with _quiet(): mtq.calibrate(model, method, forward_loop=loop)
+    with quiet(prints=True): mtq.calibrate(model, method, forward_loop=loop)
     if method != 'max': # what export would do last: one smoothing factor for all layers that share an input
         from modelopt.torch.export.unified_export_hf import requantize_resmooth_fused_llm_layers
-        with _quiet(): requantize_resmooth_fused_llm_layers(model)
+        with quiet(prints=True): requantize_resmooth_fused_llm_layers(model)
     return box[0]
 
 # %% ../nbs/07_quantize.ipynb #56fd57cf
@@ -558,7 +545,7 @@ def inject_outliers(
                                notes=loaded.notes | dict(injected=dict(channels=ch.tolist(), factor=factor,
                                        logits_changed=err)))
 
-# %% ../nbs/07_quantize.ipynb #644c05fd
+# %% ../nbs/07_quantize.ipynb #8c32c8b1
 LAYOUTS = ('hf', 'trtllm_legacy')
 SHARD = '2GB' # several files are hashed, copied and loaded side by side; one large file is not
 
@@ -596,7 +583,7 @@ def export(
 
 def _write_hf(quantized, out, tp):
     hf = need('modelopt.torch.export', 'quantize')
-    with _quiet(), _keep_cache(), contextlib.redirect_stderr(io.StringIO()):
+    with quiet(prints=True), _keep_cache(), contextlib.redirect_stderr(io.StringIO()):
         hf.export_hf_checkpoint(quantized.loaded.model, export_dir=out, max_shard_size=SHARD)
     if quantized.scheme == 'fp8_block': _squeeze_scales(out)
 
@@ -631,7 +618,7 @@ def _write_legacy(quantized, out, tp):
         raise CookError(f"{type(model).__name__} has no TensorRT-LLM model type in ModelOpt, so there is no legacy "
                         f"checkpoint for it; take layout 'hf'")
     try:
-        with _quiet():
+        with quiet(prints=True):
             hf.export_tensorrt_llm_checkpoint(model, kind, export_dir=out, inference_tensor_parallel=tp,
                                               inference_pipeline_parallel=1)
     except (AssertionError, NotImplementedError, KeyError, AttributeError, ValueError) as e:

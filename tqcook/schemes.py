@@ -6,11 +6,11 @@
 __all__ = ['FORMATS', 'SCHEMES', 'KV', 'Format', 'values', 'round_to', 'plot_formats', 'Scheme', 'get', 'by_algo', 'check_kv',
            'Support', 'runs_on', 'version_key', 'has_engine_backend', 'trtllm_support']
 
-# %% ../nbs/01_schemes.ipynb #e723ae7e
+# %% ../nbs/01_schemes.ipynb #9fd514a0
 from dataclasses import dataclass
 import numpy as np
 from .core import CookError, suggest, need, md_table
-from .device import Device, _arch
+from .device import ARCHITECTURES, Device
 
 # %% ../nbs/01_schemes.ipynb #bf9d6dad
 @dataclass(frozen=True)
@@ -130,7 +130,7 @@ def check_kv(kv: str) -> str:
     if kv not in KV: raise CookError(f'kv is {kv!r}; expected one of {", ".join(KV)}')
     return kv
 
-# %% ../nbs/01_schemes.ipynb #64aaa7b3
+# %% ../nbs/01_schemes.ipynb #0cd24bbb
 @dataclass(frozen=True)
 class Support:
     "Whether something runs, how, and why."
@@ -155,9 +155,9 @@ def runs_on(
     if s.weight_only or s.name == 'fp8_block': return Support(False, 'widened', 'weights are widened before each product')
     if device.sm >= s.min_sm: return Support(True, 'native', f'{device.arch} multiplies {s.w_dtype.upper()} in its tensor cores')
     return Support(False, 'fake', f'{device.name} is sm{device.sm} ({device.arch}); {s.w_dtype.upper()} tensor cores begin with sm{s.min_sm}'
-                                  f' ({_arch[s.min_sm]}), so {s.name} can be fake-quantized here but not run')
+                                  f' ({ARCHITECTURES[s.min_sm]}), so {s.name} can be fake-quantized here but not run')
 
-# %% ../nbs/01_schemes.ipynb #273c3ad9
+# %% ../nbs/01_schemes.ipynb #2f8d7476
 _TRT_SM = { # PyTorch backend, docs/source/features/quantization.md of TensorRT-LLM 1.2.1
     'fp8': (89, 90, 100, 103, 120, 121), 'fp8_rowwise': (90,), 'fp8_block': (90, 100, 103), 'int4_awq': (80, 86, 89, 90, 100, 103),
     'nvfp4': (100, 103, 120, 121)}
@@ -198,5 +198,5 @@ def trtllm_support(
         return Support(True, 'native', "implemented in the PyTorch backend's linear layer but in no documented support matrix; 1.2's code drops the bias of such layers")
     if sm is not None and sm not in _TRT_SM[s.name]:
         where = ', '.join(f'sm{x}' for x in _TRT_SM[s.name])
-        return Support(False, 'refused', f"TensorRT-LLM {version} documents {s.quant_algo} for {where}, not for sm{sm} ({_arch.get(sm, '?')})")
+        return Support(False, 'refused', f"TensorRT-LLM {version} documents {s.quant_algo} for {where}, not for sm{sm} ({ARCHITECTURES.get(sm, '?')})")
     return Support(True, 'native', 'in the support matrix of 1.2.1' if sm else 'supported; name a GPU to check the hardware too')

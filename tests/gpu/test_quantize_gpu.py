@@ -43,7 +43,7 @@ def test_ranges_are_those_of_plain_modelopt(base, scheme, config, no_extensions)
     import modelopt.torch.quantization as mtq
     from modelopt.torch.export.unified_export_hf import requantize_resmooth_fused_llm_layers
     c, m = text(), copy.deepcopy(base.model)
-    with quantize._quiet(), torch.no_grad():
+    with models.quiet(prints=True), torch.no_grad():
         mtq.quantize(m, getattr(mtq, config), lambda m: [m(torch.from_numpy(w)[None].cuda(), use_cache=False) for w in c.windows])
         if scheme == 'int8_sq': requantize_resmooth_fused_llm_layers(m)
     a, b = ranges(quantize.quantize(base, c, scheme, progress=False).loaded.model), ranges(m)
