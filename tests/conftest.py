@@ -29,9 +29,9 @@ def held_out(demo):
     return data.corpus('code', demo.tokenizer, context=256, max_windows=24)
 
 def _exported(demo, out, scheme, **kw):
-    from tqcook import data, quantize
+    from tqcook import data, export, quantize
     calib = data.calibration('code-train', demo.tokenizer, samples=16, length=256)
-    return quantize.export(quantize.quantize(demo, calib, scheme, progress=False, **kw), out)
+    return export.export(quantize.quantize(demo, calib, scheme, progress=False, **kw), out)
 
 @pytest.fixture(scope='session')
 def demo_fp8(demo, tmp_path_factory): return _exported(demo, tmp_path_factory.mktemp('ckpt')/'fp8', 'fp8')

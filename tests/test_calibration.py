@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from tqcook import models, quantize
-from tqcook.calibration import (BINS, ClipCounter, RangeRecorder, bin_edges, choose_amax, log_histogram, run_windows, settled, text_facts, token_divergence)
+from tqcook.calibration import BINS, ClipCounter, RangeRecorder, bin_edges, choose_amax, log_histogram, run_windows, settled, text_facts, token_divergence
 from tqcook.core import CookError
 
 

@@ -5,8 +5,9 @@ import numpy as np
 import pytest
 
 import broken
-from tqcook import checkpoint
-from tqcook.checkpoint import CHECK_SCHEMA, RULES, BadCheckpoint, Checkpoint, check
+from tqcook import card, export, passport
+from tqcook.contract import CHECK_SCHEMA, check
+from tqcook.checkpoint import RULES, BadCheckpoint, Checkpoint
 from tqcook.core import CookError
 
 FUSED = {'fused-requantized'}
@@ -124,7 +125,7 @@ def test_make_portable_mends_what_transformers_5_writes(tmp_path):
     c['json']['tokenizer_config.json']['extra_special_tokens'] = ['<|a|>']
     d = broken.write(c, tmp_path/'c')
     assert set(check(d).codes) == {'rope-spelling', 'tokenizer-class'}
-    assert checkpoint.make_portable(d) == ['config.json', 'tokenizer_config.json'] and checkpoint.make_portable(d) == []
+    assert export.make_portable(d) == ['config.json', 'tokenizer_config.json'] and export.make_portable(d) == []
     assert check(d).codes == []
     t = json.loads((d/'tokenizer_config.json').read_text())
     assert t == dict(tokenizer_class='PreTrainedTokenizerFast', additional_special_tokens=['<|a|>'])
@@ -133,8 +134,8 @@ def test_make_portable_gives_the_legacy_layout_its_rotary_base(tmp_path):
     c = broken.legacy()
     broken.legacy_without_rotary_base(c)
     d, config = broken.write(c, tmp_path/'c'), dict(rope_parameters=dict(rope_type='llama3', rope_theta=500000.0, factor=8.0))
-    assert check(d).codes == ['rotary-base'] and checkpoint.make_portable(d) == []
-    assert checkpoint.make_portable(d, config) == ['config.json'] and check(d).codes == [] and checkpoint.make_portable(d, config) == []
+    assert check(d).codes == ['rotary-base'] and export.make_portable(d) == []
+    assert export.make_portable(d, config) == ['config.json'] and check(d).codes == [] and export.make_portable(d, config) == []
     got = json.loads((d/'config.json').read_text())
     assert got['rotary_base'] == 500000.0 and got['rotary_scaling'] == dict(rope_type='llama3', factor=8.0)
 
@@ -202,7 +203,7 @@ def test_values_of_any_type_never_escape_as_a_traceback(make, tmp_path, monkeypa
     import random
     monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path/'cache'))
     d, r = broken.write(make(), tmp_path/'c'), random.Random(0)
-    checkpoint.write_passport(d, scheme='fp8', model=dict(name='x'), calibration=dict(samples=1), parallel=dict(tp=1))
+    passport.write_passport(d, scheme='fp8', model=dict(name='x'), calibration=dict(samples=1), parallel=dict(tp=1))
     for f in [p for p in d.iterdir() if p.suffix == '.json']:
         good = f.read_text()
         for i in range(25):
@@ -214,7 +215,7 @@ def test_values_of_any_type_never_escape_as_a_traceback(make, tmp_path, monkeypa
             else: del inside[last]
             f.write_text(json.dumps(x))
             str(check(d, device='h100', trtllm=r.choice(['1.0', '1.2.1', '1.4.0rc1']), deep=i % 7 == 0, passport=True))
-            try: checkpoint.model_card(d)
+            try: card.model_card(d)
             except CookError: pass
         f.write_text(good)
 
@@ -269,7 +270,7 @@ def test_unreadable_and_dangling(tmp_path):
 def test_passport_joins_the_check(tmp_path):
     d = broken.write(broken.good(), tmp_path/'c')
     assert check(d, passport=True).codes == ['no-passport']
-    checkpoint.write_passport(d, scheme='fp8')
+    passport.write_passport(d, scheme='fp8')
     assert check(d, passport=True).codes == []
     (d/'tokenizer.json').write_text((d/'tokenizer.json').read_text().replace('1.0', '2.0'))
     assert check(d, passport=True).codes == ['file-changed']
@@ -294,10 +295,10 @@ def test_the_command(tmp_path):
 @pytest.mark.parametrize('scheme,kv', [('fp8', 'fp8'), ('fp8_rowwise', 'none'), ('fp8_block', 'none'), ('int4_awq', 'none')])
 def test_what_quantize_writes_in_the_other_schemes(scheme, kv, tmp_path):
     pytest.importorskip('modelopt')
-    from tqcook import data, models, quantize
+    from tqcook import data, models, export, quantize
     demo = models.load('demo', device='cpu')
     calib = data.calibration('code-train', demo.tokenizer, samples=2, length=64)
-    d = quantize.export(quantize.quantize(demo, calib, scheme, kv=kv, progress=False), tmp_path/'c')
+    d = export.export(quantize.quantize(demo, calib, scheme, kv=kv, progress=False), tmp_path/'c')
     found = check(d, device='h100', deep=True, passport=True)
     assert set(found.codes) - FUSED == EXPECTED[f'{scheme}+kv' if kv == 'fp8' else scheme], str(found)
     if scheme != 'int4_awq':  # AWQ moves scales between layers before it rounds
@@ -319,7 +320,7 @@ def test_what_modelopt_writes_for_nvfp4(tmp_path):
     mtq.quantize(model, mtq.NVFP4_DEFAULT_CFG, lambda model: model(ids))
     export_hf_checkpoint(model, export_dir=tmp_path)
     assert set(check(tmp_path, device='b200', deep=True).codes) == {'rope-spelling', 'tokenizer-missing'}  # no room of ours has touched it
-    assert checkpoint.make_portable(tmp_path) == ['config.json']
+    assert export.make_portable(tmp_path) == ['config.json']
     c = Checkpoint.open(tmp_path)
     assert c.scheme == 'nvfp4' and check(tmp_path, device='b200').codes == ['tokenizer-missing']
     assert .05 < np.linalg.norm(c.dequantize(m) - w) / np.linalg.norm(w) < .11  # what four bits cost a Gaussian weight

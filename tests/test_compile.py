@@ -118,14 +118,14 @@ def test_graph_quantizes_activations_as_the_checkpoint_says(scheme, tmp_path):
     as near to float32 as tqcook's own reference engine is, and activation scales half as large again must show."""
     from onnx.reference import ReferenceEvaluator
     import onnx
-    from tqcook import engine
+    from tqcook import runtime
     from tqcook.checkpoint import Checkpoint
     d = checkpoint_of(models.tiny('llama'), tmp_path/'c', scheme, .02)
     ids, ck = np.arange(3, 11)[None], Checkpoint.open(d)
     mask = np.triu(np.full((8, 8), np.finfo(np.float16).min, np.float16), 1)[None, None]
     feed = dict(input_ids=ids, attention_mask=mask, position_ids=np.arange(8)[None])
     got = ReferenceEvaluator(onnx.load_from_string(compile.graph(d, length=8).proto)).run(None, feed)[0].astype(np.float32)
-    with torch.no_grad(): own = engine.load(d, device='cpu', kernels='reference').model(torch.from_numpy(ids)).logits.float().numpy()
+    with torch.no_grad(): own = runtime.load(d, device='cpu', kernels='reference').model(torch.from_numpy(ids)).logits.float().numpy()
     def float32(factor):
         model = models.tiny('llama', dtype='float32').model
         for n, m in models.linears(model).items():

@@ -148,9 +148,9 @@ def test_rate(cells):
 
 def test_recipe_smoke(tmp_path):
     "Every stage runs on a CPU in seconds and leaves a model that loads and has begun to learn; the shipped one stays as it is."
-    from tqcook import run
+    from tqcook import runner
     before = core.sha256(DEMO/'model.safetensors')
-    run.run('demo_model', dict(seconds=5.0, context=64), out_dir=tmp_path/'run', quiet=True)   # small steps: many even on a busy machine
+    runner.run('demo_model', dict(seconds=5.0, context=64), out_dir=tmp_path/'run', quiet=True)   # small steps: many even on a busy machine
     r = core.read_json(tmp_path/'run'/'results.json')
     loaded = models.load(str(tmp_path/'run'/'model'), device='cpu')
     assert loaded.tokenizer('x = 1')['input_ids'][0] == 0 and r['model']['n_params'] == sum(p.numel() for p in loaded.model.parameters())

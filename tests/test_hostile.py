@@ -2,7 +2,7 @@
 import json, os, struct, subprocess, sys
 from pathlib import Path
 import pytest
-from tqcook import core, data, models, run
+from tqcook import core, data, models, cli, runner
 from tqcook.core import CookError
 
 @pytest.fixture(scope='module')
@@ -91,7 +91,7 @@ def test_json_that_is_none(tmp_path):
     cell_type='code', metadata=dict(tags=['parameters']), source='x = (')]))])
 def test_no_notebooks(tmp_path, capsys, content):
     (tmp_path/'r.ipynb').write_text(content)
-    assert run.main(['run', str(tmp_path/'r.ipynb')]) == 2
+    assert cli.main(['run', str(tmp_path/'r.ipynb')]) == 2
     assert capsys.readouterr().err.count('\n') == 1
 
 def test_a_size_file_that_is_not_text(tmp_path, capsys):
@@ -100,24 +100,24 @@ def test_a_size_file_that_is_not_text(tmp_path, capsys):
     (tmp_path/'params').mkdir()
     for raw in b'\xff\xfe\x00', b'[' * 5000:
         (tmp_path/'params'/'smoke.yaml').write_bytes(raw)
-        assert run.main(['run', str(tmp_path/'r.ipynb')]) == 2
+        assert cli.main(['run', str(tmp_path/'r.ipynb')]) == 2
         assert capsys.readouterr().err.startswith('tqcook: ')
 
 def test_what_is_the_readers_stays(tmp_path, monkeypatch):
     run_, mine = tmp_path/'r', tmp_path/'r.unfinished'
     run_.mkdir(); mine.mkdir()
     (run_/'failed.ipynb').write_text(''); (mine/'thesis.txt').write_text('mine')
-    with run.run_folder(run_): pass
+    with runner.run_folder(run_): pass
     assert (tmp_path/'r.unfinished.1'/'thesis.txt').exists() and (mine/'failed.ipynb').exists()
     (run_/'results.json').write_text('{}')
     (run_/'sub').mkdir()
     for where, name in (run_, '.'), (run_/'sub', '..'):
         monkeypatch.chdir(where)
-        refused(lambda: run.run_folder(name).__enter__(), 'the folder you are in')
-    refused(lambda: run.run_folder('/').__enter__())
+        refused(lambda: runner.run_folder(name).__enter__(), 'the folder you are in')
+    refused(lambda: runner.run_folder('/').__enter__())
 
 def test_long_names(capsys):
-    assert run.main(['check', 'a' * 300]) == 1 and run.main(['compare', 'demo', 'demo', '--context', '5000']) == 2
+    assert cli.main(['check', 'a' * 300]) == 1 and cli.main(['compare', 'demo', 'demo', '--context', '5000']) == 2
     assert 'Traceback' not in capsys.readouterr().err
 
 def command(args, shell): # with the module, so that no PATH is needed
@@ -139,4 +139,4 @@ def test_a_home_that_cannot_be_written(tmp_path, monkeypatch):
     monkeypatch.setenv('HOME', str(tmp_path/'file'))
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv('IPYTHONDIR', raising=False)
-    assert run.main(['run', 'r.ipynb', '-q', '-o', 'sp ace/é']) == 0 and (tmp_path/'sp ace/é/results.json').exists()
+    assert cli.main(['run', 'r.ipynb', '-q', '-o', 'sp ace/é']) == 0 and (tmp_path/'sp ace/é/results.json').exists()

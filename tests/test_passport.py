@@ -3,11 +3,12 @@ import json, os, shutil, time
 
 import numpy as np
 import pytest
+from tqcook import card, checkpoint, runtime
 
 import broken
 from test_checkpoint import sparse
-from tqcook import checkpoint
-from tqcook.checkpoint import verify, verify_or_refuse, write_passport
+from tqcook import card, contract, passport
+from tqcook.passport import verify, verify_or_refuse, write_passport
 from tqcook.core import CookError, sha256
 
 @pytest.fixture(autouse=True)
@@ -26,10 +27,10 @@ def flip(path, at=-100):
     b = bytearray(path.read_bytes()); b[at] ^= 1
     path.write_bytes(b)
 
-def pretend_large(monkeypatch): monkeypatch.setattr(checkpoint, 'READ_ALL', 1000)
+def pretend_large(monkeypatch): monkeypatch.setattr(passport, 'READ_ALL', 1000)
 
 def test_it_says_what_the_directory_was_made_from(ck):
-    p = checkpoint.read_passport(ck)
+    p = passport.read_passport(ck)
     assert p['scheme'] == 'fp8' and p['parameters'] == {'a': 1} and p['kind'] == 'checkpoint' and p['versions']['python']
     assert set(p['files']) == {f.name for f in ck.iterdir()} - {'passport.json'}
     for n, f in p['files'].items():
@@ -91,7 +92,7 @@ def test_a_copy_with_new_times_is_no_mismatch(ck, tmp_path, monkeypatch):
 
 def test_large_directories_hash_only_what_is_new_in_time(ck, cache, monkeypatch):
     pretend_large(monkeypatch)
-    monkeypatch.setattr(checkpoint, '_ALWAYS', 1000)  # hash only tiny files without reason
+    monkeypatch.setattr(passport, '_ALWAYS', 1000)  # hash only tiny files without reason
     shard = ck/'model-00002-of-00002.safetensors'
     assert verify(ck).about['hashed'] < 1000
     os.utime(shard)
@@ -105,7 +106,7 @@ def test_large_directories_hash_only_what_is_new_in_time(ck, cache, monkeypatch)
 
 def test_without_deep_a_large_file_with_its_old_time_is_judged_by_its_header(ck, monkeypatch):
     "What is not looked at is known: only deep sees a changed byte behind an unchanged time."
-    pretend_large(monkeypatch); monkeypatch.setattr(checkpoint, '_ALWAYS', 1000)
+    pretend_large(monkeypatch); monkeypatch.setattr(passport, '_ALWAYS', 1000)
     shard = ck/'model-00002-of-00002.safetensors'
     t = shard.stat()
     flip(shard); os.utime(shard, ns=(t.st_atime_ns, t.st_mtime_ns))
@@ -114,7 +115,7 @@ def test_without_deep_a_large_file_with_its_old_time_is_judged_by_its_header(ck,
     assert verify(ck).codes == ['file-changed']
 
 def test_a_cache_that_cannot_be_written_or_read(ck, cache, monkeypatch):
-    pretend_large(monkeypatch); monkeypatch.setattr(checkpoint, '_ALWAYS', 1000)
+    pretend_large(monkeypatch); monkeypatch.setattr(passport, '_ALWAYS', 1000)
     cache.write_text('a file where a folder should be')
     os.utime(ck/'model-00002-of-00002.safetensors')
     assert verify(ck).codes == []
@@ -125,7 +126,7 @@ def test_eight_gigabytes_are_verified_at_once(tmp_path, monkeypatch):
     def quick(p):  # hashing 8 GB of holes to write the passport would take this test's time, not the verification's
         if not isinstance(p, (str, bytes)): hashes.append(p.name)
         return '0' * 64 if getattr(p, 'name', '') == 'model.safetensors' else sha256(p)
-    monkeypatch.setattr(checkpoint, 'sha256', quick)
+    monkeypatch.setattr(passport, 'sha256', quick)
     write_passport(d, scheme='fp8')
     hashes.clear()
     t = time.perf_counter()
@@ -153,11 +154,11 @@ def test_an_engine_is_bound_to_its_gpu(tmp_path):
     many = engine(tmp_path/'c', device=dict(name='any RTX', sm=[89, 120]))
     assert verify(many, device='rtx4090').codes == ['engine-other-gpu'] and not verify(many, device='h100').ok
     assert verify(d, device='none').codes == []
-    assert checkpoint.check(d).codes == ['engine'] and checkpoint.check(d, device='h100', passport=True).codes == ['engine-other-sm', 'engine']
+    assert contract.check(d).codes == ['engine'] and contract.check(d, device='h100', passport=True).codes == ['engine-other-sm', 'engine']
 
 def test_an_engine_and_versions_and_ranks(tmp_path, monkeypatch):
     d = engine(tmp_path, versions=dict(tensorrt='10.14.1'), parallel=dict(tp=2, pp=1))
-    monkeypatch.setattr(checkpoint, 'version', lambda dist: '10.15.1' if dist == 'tensorrt' else None)
+    monkeypatch.setattr(passport, 'version', lambda dist: '10.15.1' if dist == 'tensorrt' else None)
     assert set(verify(d, device='a100').codes) == {'engine-version', 'engine-ranks'}
 
 def test_an_engine_without_a_gpu_in_its_passport_is_not_written(tmp_path):
@@ -172,26 +173,26 @@ def test_no_gpu_here(tmp_path):
 
 def test_an_evaluation_belongs_to_its_passport(ck):
     quality = dict(ppl_base=10., ppl_quant=10.1, ppl_ratio=1.01, ppl_ratio_ci95=[1.005, 1.015], verdict='INCONCLUSIVE', source='prose')
-    checkpoint.write_evaluation(ck, quality=quality)
-    assert verify(ck).codes == [] and checkpoint.read_evaluation(ck)['passport'] == checkpoint.read_passport(ck).checksum
+    passport.write_evaluation(ck, quality=quality)
+    assert verify(ck).codes == [] and passport.read_evaluation(ck)['passport'] == passport.read_passport(ck).checksum
     write_passport(ck, replace=True, scheme='fp8')
     assert verify(ck).codes == ['evaluation-other'] and verify(ck).ok
     (ck/'evaluation.json').write_text('{')
     assert verify(ck).codes == ['evaluation-json']
 
 def test_the_card_says_what_is_known_and_no_more(ck):
-    card = checkpoint.model_card(ck, base='org/model')
-    assert card.startswith('---\n') and 'base_model: "org/model"' in card and 'Not evaluated' in card and 'Random weights' in card
-    checkpoint.write_evaluation(ck, quality=dict(ppl_base=10., ppl_quant=10.1, ppl_ratio=1.01, ppl_ratio_ci95=[1.005, 1.015], verdict='FAIL', source='prose'))
-    card = checkpoint.write_card(ck, base='org/model').read_text()
-    assert '1.00500 to 1.01500' in card and 'FAIL' in card and 'trtllm-serve' in card and 'Not evaluated' not in card
+    text = card.model_card(ck, base='org/model')
+    assert text.startswith('---\n') and 'base_model: "org/model"' in text and 'Not evaluated' in text and 'Random weights' in text
+    passport.write_evaluation(ck, quality=dict(ppl_base=10., ppl_quant=10.1, ppl_ratio=1.01, ppl_ratio_ci95=[1.005, 1.015], verdict='FAIL', source='prose'))
+    text = card.write_card(ck, base='org/model').read_text()
+    assert '1.00500 to 1.01500' in text and 'FAIL' in text and 'trtllm-serve' in text and 'Not evaluated' not in text
     assert verify(ck).codes == []  # the card is not part of what the passport vouches for
     import yaml
-    assert yaml.safe_load(card.split('---')[1])['tags'][0] == 'tensorrt-llm'
+    assert yaml.safe_load(text.split('---')[1])['tags'][0] == 'tensorrt-llm'
 
 def test_the_card_of_what_cannot_be_served(tmp_path):
-    card = checkpoint.model_card(broken.write(broken.good('int8_sq'), tmp_path/'c'))
-    assert 'trtllm-serve' not in card and 'does not serve it' in card
+    text = card.model_card(broken.write(broken.good('int8_sq'), tmp_path/'c'))
+    assert 'trtllm-serve' not in text and 'does not serve it' in text
 
 def test_killed_while_writing_leaves_no_passport(tmp_path, monkeypatch):
     d = broken.write(broken.good(), tmp_path/'c')
@@ -202,9 +203,9 @@ def test_killed_while_writing_leaves_no_passport(tmp_path, monkeypatch):
 
 def test_the_demonstration_checkpoint_with_one_byte_changed(demo_fp8, tmp_path):
     "The next load refuses and names the file."
-    from tqcook import engine as room
+    from tqcook import runtime as room
     d = shutil.copytree(demo_fp8, tmp_path/'fp8')
     if not (d/'passport.json').exists(): write_passport(d, scheme='fp8')
     assert verify_or_refuse(d).ok
     flip(d/'model.safetensors', -5000)
-    with pytest.raises(CookError, match='model.safetensors'): room.load(d, device='cpu')
+    with pytest.raises(CookError, match='model.safetensors'): runtime.load(d, device='cpu')

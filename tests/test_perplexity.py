@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 torch = pytest.importorskip('torch')
-from tqcook import data, models, perplexity, stats
+from tqcook import data, models, attribution, compare, perplexity, stats
 from tqcook.core import CookError
 from tqcook.data import Corpus
 
@@ -247,9 +247,9 @@ def test_batches_and_chunks_change_nothing(pair):
     a, b = pair
     c = random_corpus(9)
     c.windows[4], c.scored[4] = c.windows[4][:30], c.scored[4][:30]                            # unequal lengths are not padded
-    one = perplexity.compare(a, b, c, batch_size=1, chunk=1000, **quiet)
+    one = compare.compare(a, b, c, batch_size=1, chunk=1000, **quiet)
     for kw in (dict(batch_size=3, chunk=17), dict(batch_size=8, chunk=64)):
-        o = perplexity.compare(a, b, c, **kw, **quiet)
+        o = compare.compare(a, b, c, **kw, **quiet)
         assert (o.tokens['window'] == one.tokens['window']).all() and (o.tokens['position'] == one.tokens['position']).all()
         assert np.abs(o.tokens['nll_quant'] - one.tokens['nll_quant']).max() < 1e-4
     alone = perplexity.score(b, c, **quiet)
@@ -258,7 +258,7 @@ def test_batches_and_chunks_change_nothing(pair):
 
 def test_model_against_itself(pair):
     a, _ = pair
-    c = perplexity.compare(a, a, random_corpus(), **quiet)
+    c = compare.compare(a, a, random_corpus(), **quiet)
     r, k = c.stats['ppl_ratio'], c.stats['kld_mean']
     assert (r.value, r.lo, r.hi, k.value, k.hi) == (1., 1., 1., 0., 0.)
     assert c.verdict == 'PASS' and c.flips['lost'] == c.flips['gained'] == 0 and c.stats['top1'].value == 1
@@ -269,10 +269,10 @@ def test_the_ways_agree(arch, tmp_path):
     a = sharp(arch, dtype='bfloat16', factor=1.5)
     with torch.no_grad(): a.model.get_output_embeddings().weight.mul_(20)
     b, c = disturbed(a), random_corpus(6)
-    direct = perplexity.compare(a, b, c, **quiet)
+    direct = compare.compare(a, b, c, **quiet)
     for way in ('hidden-memory', 'hidden-file'):
         loads = []
-        o = perplexity.compare(lambda: loads.append('base') or a, lambda: loads.append('quant') or b, c, way=way, folder=str(tmp_path), **quiet)
+        o = compare.compare(lambda: loads.append('base') or a, lambda: loads.append('quant') or b, c, way=way, folder=str(tmp_path), **quiet)
         assert o.way == way and loads == ['base', 'quant'] and list(tmp_path.iterdir()) == []
         for k in ('ppl_base', 'ppl_quant', 'ppl_ratio'): assert o.stats[k].value == pytest.approx(direct.stats[k].value, rel=1e-6)
         assert o.stats['kld_mean'].value == pytest.approx(direct.stats['kld_mean'].value, rel=1e-5)
@@ -282,13 +282,13 @@ def test_the_ways_agree(arch, tmp_path):
 
 def test_verdicts_and_budgets(pair):
     a, b = pair
-    c = perplexity.compare(a, b, random_corpus(16), max_ppl_ratio=1.2, max_kld=1., min_top1=.2, **quiet)
+    c = compare.compare(a, b, random_corpus(16), max_ppl_ratio=1.2, max_kld=1., min_top1=.2, **quiet)
     assert c.verdict == 'PASS'
-    bad = perplexity.compare(a, disturbed(a, .5), random_corpus(16), **quiet)
+    bad = compare.compare(a, disturbed(a, .5), random_corpus(16), **quiet)
     assert bad.verdict == 'FAIL' and bad.what_now()
-    few = perplexity.compare(a, b, random_corpus(4), max_ppl_ratio=1.5, max_kld=1., min_top1=.1, **quiet)
+    few = compare.compare(a, b, random_corpus(4), max_ppl_ratio=1.5, max_kld=1., min_top1=.1, **quiet)
     assert few.verdict == 'INCONCLUSIVE' and few.settle_tokens >= 8 * 63
-    one = perplexity.compare(a, b, random_corpus(1), **quiet)
+    one = compare.compare(a, b, random_corpus(1), **quiet)
     assert one.verdict == 'INCONCLUSIVE'
     json.dumps(one.to_dict(), allow_nan=False)
 
@@ -297,13 +297,13 @@ def test_noise_floor_is_the_limit(pair):
     "A budget of zero cannot be asked: the limit in force is what BF16 rounding does to the base model itself."
     a, _ = pair
     c = random_corpus(16)
-    quant = perplexity.compare(a, disturbed(a, 1e-4), c, max_ppl_ratio=1., max_kld=0., min_top1=1., **quiet)
+    quant = compare.compare(a, disturbed(a, 1e-4), c, max_ppl_ratio=1., max_kld=0., min_top1=1., **quiet)
     assert 0 < quant.floor['kld'].value < .1 and quant.floor['windows'] >= 4
     assert {k.name: k.limit > k.budget for k in quant.judged.checks}['mean KLD']
     assert quant.judged.checks[1].state == 'inside'
-    without = perplexity.compare(a, disturbed(a, 1e-4), c, max_ppl_ratio=1., max_kld=0., min_top1=1., noise_floor=False, **quiet)
+    without = compare.compare(a, disturbed(a, 1e-4), c, max_ppl_ratio=1., max_kld=0., min_top1=1., noise_floor=False, **quiet)
     assert without.judged.checks[1].state == 'outside' and without.to_dict()['noise_floor'] == dict(why='not asked for')
-    eager = perplexity.compare(a, a, c, noise_floor='attention', **quiet)
+    eager = compare.compare(a, a, c, noise_floor='attention', **quiet)
     assert eager.floor['kld'].value < quant.floor['kld'].value and a.model.config._attn_implementation == 'sdpa'
 
 
@@ -328,7 +328,7 @@ def test_nonfinite_logits_fail_and_are_counted(pair):
             i = torch.arange(self.n, self.n + len(z)); self.n += len(z)
             z[i % 100 == 7, 5], z[i % 100 == 8, 6] = math.nan, -math.inf
             return z
-    c = perplexity.compare(a, Broken(), random_corpus(16), max_ppl_ratio=2., max_kld=9., min_top1=0., **quiet)
+    c = compare.compare(a, Broken(), random_corpus(16), max_ppl_ratio=2., max_kld=9., min_top1=0., **quiet)
     assert c.nonfinite['quant'] == pytest.approx(.02, abs=.002) and c.nonfinite['base'] == 0
     assert c.verdict == 'FAIL' and 'not finite' in c.judged.reasons[0] and 'not finite' in c.what_now()[0]
     assert math.isfinite(c.stats['ppl_quant'].value) and c._ok.sum() < c.n_tokens
@@ -339,10 +339,10 @@ def test_all_nan(pair):
     a, b = pair
     nan = dataclasses.replace(b, model=copy.deepcopy(b.model), name='nan')
     with torch.no_grad(): nan.model.model.layers[0].mlp.down_proj.weight[0, 0] = math.nan
-    c = perplexity.compare(a, nan, random_corpus(), **quiet)
+    c = compare.compare(a, nan, random_corpus(), **quiet)
     assert c.verdict == 'FAIL' and c.nonfinite['quant'] == 1 and c.stats == {}
     json.dumps(c.to_dict(), allow_nan=False); c.summary(); c._repr_markdown_()
-    with pytest.raises(CookError, match='every logit of the base model'): perplexity.compare(nan, a, random_corpus(), **quiet)
+    with pytest.raises(CookError, match='every logit of the base model'): compare.compare(nan, a, random_corpus(), **quiet)
 
 
 def test_plain_logits_speak_the_protocol(pair):
@@ -353,31 +353,31 @@ def test_plain_logits_speak_the_protocol(pair):
         def hidden(self, ids): return b.model(input_ids=ids, use_cache=False).logits
         def head(self, h): return h.float()
     c = random_corpus()
-    e, o = perplexity.compare(a, Engine(), c, **quiet), perplexity.compare(a, b, c, **quiet)
+    e, o = compare.compare(a, Engine(), c, **quiet), compare.compare(a, b, c, **quiet)
     assert e.stats['kld_mean'].value == pytest.approx(o.stats['kld_mean'].value, rel=1e-5)
     assert e.quant['kind'] == 'logits' and e.verdict == o.verdict
-    assert perplexity.compare(Engine(), a, c, **quiet).floor == dict(why='the base model shows no decoder layers')
+    assert compare.compare(Engine(), a, c, **quiet).floor == dict(why='the base model shows no decoder layers')
 
 
 def test_random_weights_get_no_verdict():
     m = models.tiny('llama')
-    c = perplexity.compare(m, m, random_corpus(), **quiet)
+    c = compare.compare(m, m, random_corpus(), **quiet)
     d = c.to_dict()
     assert c.verdict is None and 'verdict' not in d and 'random' in d['no_verdict']
 
 
 def test_documents_as_blocks(pair):
     a, b = pair
-    c = perplexity.compare(a, b, random_corpus(20), documents=True, **quiet)
+    c = compare.compare(a, b, random_corpus(20), documents=True, **quiet)
     assert len(c.blocks) == 10 and c.to_dict()['unit'] == 'documents'
-    w = perplexity.compare(a, b, random_corpus(20), **quiet)
+    w = compare.compare(a, b, random_corpus(20), **quiet)
     shift = np.repeat(np.random.default_rng(0).normal(0, .5, 10), 2 * 63).astype(np.float32)      # what is common to a document
     w.tokens['nll_quant'] = w.tokens['nll_quant'] + shift
     assert w.document_effect > 1.3 and 'documents = True' in w.summary()
 
 
 def test_tables(pair):
-    c = perplexity.compare(*pair, random_corpus(16), **quiet)
+    c = compare.compare(*pair, random_corpus(16), **quiet)
     for t in (c.by_confidence(), c.by_position(), c.by_document(100)):
         assert sum(r['tokens'] for r in t.rows) == c.n_tokens
         assert sum(r['share_of_kld'] for r in t.rows) == pytest.approx(1)
@@ -392,7 +392,7 @@ def test_tables(pair):
 
 def test_figures(pair):
     import matplotlib; matplotlib.use('agg')
-    c = perplexity.compare(*pair, random_corpus(16), **quiet)
+    c = compare.compare(*pair, random_corpus(16), **quiet)
     for ax in (c.plot(), c.plot_pairing()): assert ax.get_xlabel()
 
 # ---- bad input
@@ -402,29 +402,29 @@ def test_refusals(pair):
     a, b = pair
     for kw, what in ((dict(max_ppl_ratio=.99), 'max_ppl_ratio is 0.99'), (dict(max_kld=-1.), 'max_kld'), (dict(min_top1=1.2), 'min_top1'),
                      (dict(way='teleport'), 'way is'), (dict(noise_floor='loud'), 'noise_floor')):
-        with pytest.raises(CookError, match=what): perplexity.compare(a, b, random_corpus(), **kw, **quiet)
-    with pytest.raises(CookError, match='positions: use a context of at most 512'): perplexity.compare(a, b, random_corpus(2, 600), **quiet)
-    with pytest.raises(CookError, match='no windows'): perplexity.compare(a, b, dataclasses.replace(random_corpus(), windows=[], scored=[]), **quiet)
-    with pytest.raises(CookError, match='another tokenizer'): perplexity.compare(a, b, random_corpus(sha='ab'), **quiet)
+        with pytest.raises(CookError, match=what): compare.compare(a, b, random_corpus(), **kw, **quiet)
+    with pytest.raises(CookError, match='positions: use a context of at most 512'): compare.compare(a, b, random_corpus(2, 600), **quiet)
+    with pytest.raises(CookError, match='no windows'): compare.compare(a, b, dataclasses.replace(random_corpus(), windows=[], scored=[]), **quiet)
+    with pytest.raises(CookError, match='another tokenizer'): compare.compare(a, b, random_corpus(sha='ab'), **quiet)
     other = sharp(vocab_size=4224)
-    with pytest.raises(CookError, match='vocabulary of 4096 and .* of 4224'): perplexity.compare(a, other, random_corpus(), **quiet)
-    with pytest.raises(CookError, match='no quantizers'): perplexity.attribute(a, b, random_corpus(), **quiet)
-    with pytest.raises(CookError, match='the ratio to show'): perplexity.compare(a, b, random_corpus(), **quiet).tokens_needed(1.)
+    with pytest.raises(CookError, match='vocabulary of 4096 and .* of 4224'): compare.compare(a, other, random_corpus(), **quiet)
+    with pytest.raises(CookError, match='no quantizers'): attribution.attribute(a, b, random_corpus(), **quiet)
+    with pytest.raises(CookError, match='the ratio to show'): compare.compare(a, b, random_corpus(), **quiet).tokens_needed(1.)
 
 
 def test_two_tokenizers_are_refused(recorded):
     mod, ld, _ = recorded
     t = mod.tokenizer(); t.add_tokens(['<more>'])
     with pytest.raises(CookError, match='different tokenizers'):
-        perplexity.compare(ld, dataclasses.replace(ld, tokenizer=t), random_corpus(vocab=257), **quiet)
+        compare.compare(ld, dataclasses.replace(ld, tokenizer=t), random_corpus(vocab=257), **quiet)
 
 
 def test_calibration_overlap_is_warned_of(pair):
     a, b = pair
     c = random_corpus(16)
-    o = perplexity.compare(a, b, c, calibration=dataclasses.replace(c, windows=c.windows[:4]), **quiet)
+    o = compare.compare(a, b, c, calibration=dataclasses.replace(c, windows=c.windows[:4]), **quiet)
     assert any('25.0%' in w for w in o.warnings) and '25.0%' in o.summary()
-    assert perplexity.compare(a, b, c, calibration=random_corpus(seed=9), **quiet).warnings == []
+    assert compare.compare(a, b, c, calibration=random_corpus(seed=9), **quiet).warnings == []
 
 # ---- the demonstration model
 
@@ -440,15 +440,15 @@ def test_demo_fp8_sharpness_and_verdict(demo, code):
     pytest.importorskip('modelopt')
     from tqcook import quantize
     q = quantize.quantize(demo, data.calibration('code-train', demo.tokenizer, samples=16, length=256), progress=False).loaded
-    c = perplexity.compare(demo, q, code, **quiet)
+    c = compare.compare(demo, q, code, **quiet)
     assert c.verdict == 'PASS', c.summary()
     assert c.sharpness >= 50, c.sharpness
     assert c.stats['kld_mean'].value > 3 * c.floor['kld'].value                                  # it sees FP8, not noise
     few = few_of(code, 4)
-    assert perplexity.compare(demo, q, few, **quiet).verdict == 'INCONCLUSIVE'
-    at = perplexity.attribute(demo, q, code, by='kind', max_windows=2, **quiet)
+    assert compare.compare(demo, q, few, **quiet).verdict == 'INCONCLUSIVE'
+    at = attribution.attribute(demo, q, code, by='kind', max_windows=2, **quiet)
     assert at.control.value == 0. and .5 < at.additivity < 2 and set(at.groups) >= {'q_proj', 'down_proj'}
-    assert all(x.is_enabled for _, x in perplexity._quantizers(q.model).values())
+    assert all(x.is_enabled for _, x in attribution._quantizers(q.model).values())
     worst = at.exclude(at.leave_out(.5))
     less = quantize.quantize(demo, data.calibration('code-train', demo.tokenizer, samples=16, length=256), exclude=worst, progress=False).loaded
-    assert perplexity.compare(demo, less, few, **quiet).stats['kld_mean'].value < perplexity.compare(demo, q, few, **quiet).stats['kld_mean'].value
+    assert compare.compare(demo, less, few, **quiet).stats['kld_mean'].value < compare.compare(demo, q, few, **quiet).stats['kld_mean'].value

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 pytest.importorskip('modelopt')
-from tqcook.run import main
+from tqcook.cli import main
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tqcook import data, models, quantize
+from tqcook import data, models, export, quantize, smoothing
 from tqcook.core import CookError
 
 PLAIN = dict(fp8='FP8_DEFAULT_CFG', int8_sq='INT8_SMOOTHQUANT_CFG', int8_wo='INT8_WEIGHT_ONLY_CFG', fp8_rowwise='FP8_PER_CHANNEL_PER_TOKEN_CFG')
@@ -57,7 +57,7 @@ def test_fp8_ranges_are_those_of_plain_modelopt(arch):
 def test_the_exported_file_is_the_one_plain_modelopt_writes(llama, scheme, tmp_path):
     from modelopt.torch.export import export_hf_checkpoint
     c = text()
-    out = quantize.export(quantize.quantize(llama, c, scheme, progress=False), tmp_path/'ours')
+    out = export.export(quantize.quantize(llama, c, scheme, progress=False), tmp_path/'ours')
     with models.quiet(prints=True): export_hf_checkpoint(plain(llama, scheme, c), export_dir=tmp_path/'theirs')
     a, b = load_file(out/'model.safetensors'), load_file(tmp_path/'theirs'/'model.safetensors')
     assert a.keys() == b.keys()
@@ -74,7 +74,7 @@ def test_smoothquant_is_scored_as_it_will_be_written(llama, tmp_path):
     factors = [getattr(layer.self_attn, n).input_quantizer.pre_quant_scale for n in ('q_proj', 'k_proj', 'v_proj')]
     assert torch.equal(factors[0], factors[1]) and torch.equal(factors[0], factors[2])
     simulated = {n: (x.weight_quantizer(x.weight).float(), x.input_quantizer._amax.float(), x.input_quantizer.pre_quant_scale.float()) for n, x in models.linears(m).items()}
-    t = load_file(quantize.export(q, tmp_path/'sq')/'model.safetensors')
+    t = load_file(export.export(q, tmp_path/'sq')/'model.safetensors')
     for n, (w, amax, pre) in simulated.items():
         step = t[f'{n}.weight_scale'][:, None].float()
         off = (t[f'{n}.weight'].float() - w / step).abs()  # export divides where the simulation multiplies: ties fall to either side
@@ -119,7 +119,7 @@ def test_layer_norms_are_not_quantized():
 def test_exclude_leaves_layers_in_bf16(llama, tmp_path):
     q = quantize.quantize(llama, text(2), 'fp8', exclude=['*.down_proj', 'model.layers.0'], progress=False)
     assert q.modules == 6
-    out = quantize.export(q, tmp_path/'x')
+    out = export.export(q, tmp_path/'x')
     t = load_file(out/'model.safetensors')
     assert {n for n, v in t.items() if v.dtype == torch.float8_e4m3fn} == {f'model.layers.1.{n}.weight' for n in
         ('self_attn.q_proj', 'self_attn.k_proj', 'self_attn.v_proj', 'self_attn.o_proj', 'mlp.gate_proj', 'mlp.up_proj')}
@@ -142,7 +142,7 @@ def test_alpha_sweep_runs_the_text_once_and_shows_the_default(monkeypatch):
     runs = []
     real = quantize._observe
     monkeypatch.setattr(quantize, '_observe', lambda *a: (runs.append(a[4]), real(*a))[1])
-    s = quantize.sweep_alpha(m, cal, judge, alphas=[.5], progress=False)
+    s = smoothing.sweep_alpha(m, cal, judge, alphas=[.5], progress=False)
     assert runs.count(True) == 1 and len(runs) == 2  # once channel by channel, and once for the row without smoothing
     assert [(r['alpha'], r['granularity']) for r in s.rows] == [(.5, 'tensor'), (1., 'tensor'), ('off', 'tensor'), (s.alpha, 'token')]
     assert s.row(1.)['difference'].value == 0 and s.row(s.alpha)['kld'].value == min(s.row(a)['kld'].value for a in (.5, 1.))
@@ -170,7 +170,7 @@ def test_ranges_of_another_run_are_checked(llama):
 @pytest.mark.parametrize('arch, exact', [('llama', True), ('qwen3', True), ('phi3', True), ('opt', True), ('gpt2', True), ('gemma2', False), ('gemma3', False)])
 def test_injected_outliers_change_nothing_that_is_computed(arch, exact):
     m = models.tiny(arch)
-    w = quantize.inject_outliers(m)
+    w = smoothing.inject_outliers(m)
     ids = torch.arange(40)[None]
     with torch.no_grad(): a, b = m.model(ids).logits, w.model(ids).logits
     assert torch.equal(a, b) if exact else (a - b).float().norm() / a.float().norm() < .03
@@ -180,10 +180,10 @@ def test_injected_outliers_change_nothing_that_is_computed(arch, exact):
 
 
 def test_smoothing_repairs_what_outliers_break():
-    from tqcook import perplexity
-    m = quantize.inject_outliers(models.load('demo'))
+    from tqcook import compare
+    m = smoothing.inject_outliers(models.load('demo'))
     cal, ev = data.calibration('code-train', m.tokenizer, 12, 128), data.corpus('code', m.tokenizer, 128, max_windows=6)
-    kld = lambda **kw: perplexity.compare(m, quantize.quantize(m, cal, progress=False, **kw).loaded, ev, noise_floor=False, progress=False).stats['kld_mean'].value
+    kld = lambda **kw: compare.compare(m, quantize.quantize(m, cal, progress=False, **kw).loaded, ev, noise_floor=False, progress=False).stats['kld_mean'].value
     broken, repaired = kld(scheme='int8_sq', alpha='off'), kld(scheme='int8_sq', alpha=.7)
     assert broken > .3 and repaired < .1 * broken
 
@@ -197,55 +197,55 @@ def test_export_is_whole_or_absent(llama, tmp_path, monkeypatch):
         def broken(model, export_dir, **kw):
             (export_dir/'config.json').write_text('{'); raise error('pulled the plug')
         monkeypatch.setattr(mo, 'export_hf_checkpoint', broken)
-        with pytest.raises(error): quantize.export(q, tmp_path/'out')
+        with pytest.raises(error): export.export(q, tmp_path/'out')
         assert list(tmp_path.iterdir()) == []
-        with pytest.raises(CookError, match='quantize again'): quantize.export(q, tmp_path/'out')
+        with pytest.raises(CookError, match='quantize again'): export.export(q, tmp_path/'out')
         monkeypatch.undo()
     q = quantize.quantize(llama, text(2), 'fp8', progress=False)
-    assert (quantize.export(q, tmp_path/'out')/'model.safetensors').exists()
+    assert (export.export(q, tmp_path/'out')/'model.safetensors').exists()
     with pytest.raises(CookError, match='engine.load'): q.loaded.model(torch.zeros(1, 2, dtype=torch.long))
     assert q.loaded.kind == 'exported'
 
 
 def test_export_into_a_folder_that_cannot_be_written(llama, tmp_path):
     (tmp_path/'file').write_text('')
-    with pytest.raises(CookError): quantize.export(quantize.quantize(llama, text(2), 'fp8', progress=False), tmp_path/'file'/'out')
+    with pytest.raises(CookError): export.export(quantize.quantize(llama, text(2), 'fp8', progress=False), tmp_path/'file'/'out')
 
 
 def test_a_model_that_was_never_saved_exports(tmp_path):
     m = models.tiny('llama')
     m.model.config.architectures = None
-    out = quantize.export(quantize.quantize(m, text(2), 'fp8', progress=False), tmp_path/'out')
+    out = export.export(quantize.quantize(m, text(2), 'fp8', progress=False), tmp_path/'out')
     assert json.loads((out/'config.json').read_text())['architectures'] == ['LlamaForCausalLM']
 
 
 @pytest.mark.parametrize('scheme', ['fp8', 'fp8_rowwise', 'fp8_block', 'int8_sq', 'int8_wo', 'int4_awq'])
 def test_every_scheme_writes_what_the_contract_wants(llama, scheme, tmp_path):
-    from tqcook import checkpoint, schemes
-    out = quantize.export(quantize.quantize(llama, text(4), scheme, kv='fp8' if scheme == 'fp8' else 'none', progress=False), tmp_path/scheme)
+    from tqcook import checkpoint, contract, passport, schemes
+    out = export.export(quantize.quantize(llama, text(4), scheme, kv='fp8' if scheme == 'fp8' else 'none', progress=False), tmp_path/scheme)
     c = checkpoint.Checkpoint.open(out)
     assert c.scheme == scheme and {'README.md', 'passport.json', 'tokenizer.json', 'hf_quant_config.json'} <= {p.name for p in out.iterdir()}
     assert c.kv == ('fp8' if scheme == 'fp8' else 'none')
-    errors = [str(f) for f in checkpoint.check(out).errors]
+    errors = [str(f) for f in contract.check(out).errors]
     assert not errors or scheme == 'int8_sq', errors
     if scheme == 'fp8_block': assert all(len(t.shape) == 2 for n, t in c.tensors.items() if n.endswith('weight_scale'))
-    assert checkpoint.verify(out).ok
+    assert passport.verify(out).ok
     assert 'Random weights' in (out/'README.md').read_text()
 
 
 def test_a_checkpoint_of_several_files(llama, tmp_path, monkeypatch):
-    from tqcook import checkpoint
+    from tqcook import checkpoint, contract, passport
     monkeypatch.setattr(quantize, 'SHARD', '200KB')
-    out = quantize.export(quantize.quantize(llama, None, 'fp8_block', progress=False), tmp_path/'many')
+    out = export.export(quantize.quantize(llama, None, 'fp8_block', progress=False), tmp_path/'many')
     c = checkpoint.Checkpoint.open(out)
-    assert len(list(out.glob('*.safetensors'))) > 3 and not checkpoint.check(out).errors and checkpoint.verify(out).ok
+    assert len(list(out.glob('*.safetensors'))) > 3 and not contract.check(out).errors and passport.verify(out).ok
     assert all(len(t.shape) == 2 for n, t in c.tensors.items() if n.endswith('weight_scale'))
 
 
 @pytest.mark.parametrize('arch', ['llama', 'qwen2'])
 def test_legacy_layout(arch, tmp_path):
     q = quantize.quantize(models.tiny(arch), text(4), 'int8_sq', alpha=.5, progress=False)
-    out = quantize.export(q, tmp_path/'legacy', layout='trtllm_legacy')
+    out = export.export(q, tmp_path/'legacy', layout='trtllm_legacy')
     c = json.loads((out/'config.json').read_text())
     assert c['quantization']['quant_algo'] == 'W8A8_SQ_PER_CHANNEL' and c['mapping']['world_size'] == 1
     t = load_file(out/'rank0.safetensors')
@@ -307,14 +307,14 @@ def test_a_model_without_linear_layers_is_refused():
 
 def test_int8_for_the_pytorch_backend_is_refused_with_the_way_out(llama, tmp_path):
     q = quantize.quantize(llama, text(2), 'int8_sq', progress=False)
-    with pytest.raises(CookError, match="layout='trtllm_legacy'"): quantize.export(q, tmp_path/'x', backend='pytorch')
-    with pytest.raises(CookError, match="did you mean 'trtllm_legacy'"): quantize.export(q, tmp_path/'x', layout='trtllm-legacy')
+    with pytest.raises(CookError, match="layout='trtllm_legacy'"): export.export(q, tmp_path/'x', backend='pytorch')
+    with pytest.raises(CookError, match="did you mean 'trtllm_legacy'"): export.export(q, tmp_path/'x', layout='trtllm-legacy')
     assert not q.exported and not list(tmp_path.iterdir())  # refused before anything was touched
 
 
 def test_outliers_refuse_what_would_round():
-    with pytest.raises(CookError, match='power of two'): quantize.inject_outliers(models.tiny('llama'), factor=50)
-    with pytest.raises(CookError, match='share is 0'): quantize.inject_outliers(models.tiny('llama'), share=0)
+    with pytest.raises(CookError, match='power of two'): smoothing.inject_outliers(models.tiny('llama'), factor=50)
+    with pytest.raises(CookError, match='share is 0'): smoothing.inject_outliers(models.tiny('llama'), share=0)
 
 
 def test_an_offloaded_model_is_calibrated(tmp_path):

@@ -13,7 +13,7 @@ def test_commands_exist():
     for t in re.findall(r'^(?:\$ )?make (\w[\w-]*)', text, re.M): assert re.search(rf'^{t}:', make, re.M), t
     verbs = set(re.findall(r'tqcook (run|list|doctor|compare|check)\b', text))
     assert {'run', 'list'} <= verbs
-    from tqcook.run import recipes
+    from tqcook.recipe import recipes
     names = {r.name for r in recipes()}
     for r in re.findall(r'tqcook run (\w+)', text): assert r in names, r
     for p in re.findall(r'(?:recipes|nbs)/[\w/.-]+\.ipynb', text): assert (ROOT/p).exists(), p

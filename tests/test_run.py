@@ -2,7 +2,7 @@
 import json, os, re, subprocess, sys
 from pathlib import Path
 import nbformat, pytest
-from tqcook import run
+from tqcook import cli, recipe
 from test_interrupt import write_recipe
 
 PARAMS = """n = 3  # type: int how many
@@ -29,7 +29,7 @@ def toy(tmp_path, monkeypatch):
     return tmp_path
 
 def cook(*args):
-    return run.main(['run', 'toy', '-q', *args])
+    return cli.main(['run', 'toy', '-q', *args])
 
 def last_line(capsys):
     err = capsys.readouterr().err
@@ -42,7 +42,7 @@ def test_a_run_leaves_everything(toy, capsys, monkeypatch):
     monkeypatch.setenv('HF_TOKEN', 'hf_very_secret_value')
     write_recipe(toy/'recipes', START, BODY, "import os\nprint(os.environ['HF_TOKEN'])", FINISH, name='01_toy.ipynb', params=PARAMS)
     (toy/'recipes/params/smoke.yaml').write_text('toy:\n  n: 4\n  rate: 1e-3\n')
-    assert run.main(['run', 'toy', '-p', 'fast=no', '-p', 'alphas=[0.1, 0.2]']) == 0
+    assert cli.main(['run', 'toy', '-p', 'fast=no', '-p', 'alphas=[0.1, 0.2]']) == 0
     folder, io = toy/'runs/toy', capsys.readouterr()
     assert sorted(p.name for p in folder.iterdir() if p.name != 'kernel.log') == ['executed.ipynb', 'figures', 'report.html', 'results.json']
     assert [p.name for p in (folder/'figures').iterdir()] == ['1.png']
@@ -59,7 +59,7 @@ def test_a_run_leaves_everything(toy, capsys, monkeypatch):
     assert not re.search(r'(src|href)="(https?:)?//', page) and '<script' not in page
     nb = nbformat.read(folder/'executed.ipynb', as_version=4)
     assert nb.metadata.kernelspec.name == 'python3' and not any('error' == o.output_type for c in nb.cells if c.cell_type == 'code' for o in c.outputs)
-    carried = [o.data[run.MIME] for c in nb.cells if c.cell_type == 'code' for o in c.outputs if run.MIME in o.get('data', {})]
+    carried = [o.data[recipe.MIME] for c in nb.cells if c.cell_type == 'code' for o in c.outputs if recipe.MIME in o.get('data', {})]
     assert len(carried) == 1 and carried[0]['details'] == r['details']
     for f in folder.iterdir(): assert f.is_dir() or 'hf_very_secret_value' not in f.read_text(), f.name
 
@@ -117,10 +117,10 @@ def test_size_files_are_strict(toy, capsys, yaml, said):
     assert said in last_line(capsys) and not (toy/'runs').exists()
 
 def test_unknown_recipe_and_no_recipes(toy, capsys, monkeypatch):
-    assert run.main(['run', 'toi']) == 2 and "did you mean 'toy'?" in last_line(capsys)
-    assert run.main(['run', 'no/such.ipynb']) == 2 and 'does not exist' in last_line(capsys)
+    assert cli.main(['run', 'toi']) == 2 and "did you mean 'toy'?" in last_line(capsys)
+    assert cli.main(['run', 'no/such.ipynb']) == 2 and 'does not exist' in last_line(capsys)
     monkeypatch.setenv('TQCOOK_RECIPES', str(toy/'nowhere'))
-    assert run.main(['list']) == 1 and 'TQCOOK_RECIPES' in last_line(capsys)
+    assert cli.main(['list']) == 1 and 'TQCOOK_RECIPES' in last_line(capsys)
 
 def test_folders_that_are_not_ours(toy, capsys):
     (toy/'mine').mkdir(); (toy/'mine/thesis.txt').write_text('x'); (toy/'file').write_text('x')
@@ -167,10 +167,10 @@ def test_a_recipe_without_its_tag_is_refused(toy, capsys):
     assert cook('-p', 'n=5') == 2 and '0 cells tagged parameters' in last_line(capsys)
 
 def test_list_and_doctor_as_json(toy, capsys):
-    assert run.main(['list', '--json']) == 0
+    assert cli.main(['list', '--json']) == 0
     (recipe,) = json.loads(capsys.readouterr().out)
     assert recipe['parameters'][0] == dict(name='n', type='int', default=3, help='how many')
-    assert run.main(['doctor', '--json']) == 0
+    assert cli.main(['doctor', '--json']) == 0
     d = json.loads(capsys.readouterr().out)
     assert list(d['recipes']) == ['toy'] and d['device']['kind'] in ('cpu', 'cuda') and d['disk']['free'] > 0
 
@@ -178,29 +178,29 @@ def test_every_size_fits_every_recipe(monkeypatch, repo=Path(__file__).resolve()
     "The parameter files that ship: every section is a recipe, every key a parameter of its type."
     import yaml
     monkeypatch.setenv('TQCOOK_RECIPES', str(repo/'recipes'))
-    found = {r.name: r for r in run.recipes()}
+    found = {r.name: r for r in recipe.recipes()}
     for path in sorted((repo/'recipes/params').glob('*.yaml')):
         content = yaml.safe_load(path.read_text())
         for section, values in content.items():
             if section == 'all': assert any(set(values) <= set(r.parameters) for r in found.values()), path.name
-            else: assert run.resolve(found[section], path.stem)
+            else: assert recipe.resolve(found[section], path.stem)
 
 # the gates
 
 def test_check_answers_by_exit_code(demo_fp8, tmp_path, capsys):
     import shutil
-    code = run.main(['check', str(demo_fp8), '--json'])
+    code = cli.main(['check', str(demo_fp8), '--json'])
     found = json.loads(capsys.readouterr().out)
     assert code == (0 if found['ok'] else 10)
     shutil.copytree(demo_fp8, tmp_path/'broken')
     (tmp_path/'broken/config.json').unlink()
-    assert run.main(['check', str(tmp_path/'broken')]) == 10
-    assert run.main(['check', str(tmp_path/'nowhere')]) == 1 and 'nowhere' in last_line(capsys)
+    assert cli.main(['check', str(tmp_path/'broken')]) == 10
+    assert cli.main(['check', str(tmp_path/'nowhere')]) == 1 and 'nowhere' in last_line(capsys)
 
 def test_compare_answers_by_exit_code(demo_fp8, capsys):
     small = ['--context', '128', '--max-windows', '6', '--device', 'cpu', '--json']
-    code = run.main(['compare', 'demo', str(demo_fp8), *small])
+    code = cli.main(['compare', 'demo', str(demo_fp8), *small])
     found = json.loads(capsys.readouterr().out)
-    assert code == run.EXIT[found['verdict']] and found['ppl_ratio'] == pytest.approx(1, abs=.05)
-    assert run.main(['compare', 'demo', str(demo_fp8), *small, '--max-kld', '1e-6']) == 10 # a budget that FP8 cannot keep
-    assert run.main(['compare', 'demo', 'no/such/model', *small]) == 1 and 'no/such/model' in last_line(capsys)
+    assert code == recipe.EXIT[found['verdict']] and found['ppl_ratio'] == pytest.approx(1, abs=.05)
+    assert cli.main(['compare', 'demo', str(demo_fp8), *small, '--max-kld', '1e-6']) == 10 # a budget that FP8 cannot keep
+    assert cli.main(['compare', 'demo', 'no/such/model', *small]) == 1 and 'no/such/model' in last_line(capsys)

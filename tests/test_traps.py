@@ -139,16 +139,16 @@ def test_nbdev_test(copy):
 COMMANDS = {'cook', 'test', 'lab', 'gpu-test', 'readme', 'clean', 'help', 'install'}
 @pytest.mark.parametrize('name', [n for n in ('README.md', 'nbs/index.ipynb', 'CHANGELOG.md') if (REPO/n).exists()])
 def test_documented_commands_exist(name):
-    from tqcook import run
+    from tqcook import cli, recipe
     content = (REPO/name).read_text() if not name.endswith('.ipynb') else '\n'.join(text(c) for c in cells(REPO/name))
-    verbs = set(run._parser()._subparsers._group_actions[0].choices)
+    verbs = set(cli._parser()._subparsers._group_actions[0].choices)
     blocks = re.findall(r'```(?:bash|sh|console|)\n(.*?)```', content, re.S) + re.findall(r'`([^`\n]+)`', content)
     lines = [l.strip().lstrip('$ ') for b in blocks for l in b.split('\n')]
     for l in lines:
         if m := re.match(r'make ([\w-]+)', l): assert m[1] in COMMANDS, l
         if m := re.match(r'(?:python -m )?tqcook ([\w-]+)(?: ([\w./-]+))?', l):
             assert m[1] in verbs or m[1].startswith('-'), l
-            if m[1] == 'run' and m[2] and not m[2].startswith('-'): run.find_recipe(m[2])
+            if m[1] == 'run' and m[2] and not m[2].startswith('-'): recipe.find_recipe(m[2])
         if m := re.search(r'(?<![\w/.-])((?:recipes|nbs|tests)/[\w./-]+\.\w+)', l): assert (REPO/m[1]).exists(), l
     for link in re.findall(r'\]\(((?!https?:|#|mailto:)[^)\s]+)\)', content):
         if 'data:' not in link and '{' not in link: assert (REPO/link.split('#')[0]).exists() or (REPO/'nbs'/link.split('#')[0]).exists(), link

@@ -2,7 +2,7 @@
 import json, os, re, signal, socket, subprocess, sys, time
 from pathlib import Path
 import pytest
-from tqcook import trtllm
+from tqcook import serving, trtllm
 from tqcook.core import CookError
 from tqcook.device import lookup
 from tqcook.trtllm import Workload
@@ -80,9 +80,9 @@ def test_found_by_its_program_on_the_path(env, tmp_path, monkeypatch):
 
 def test_serve_complete_and_load(runtime, tmp_path):
     port = free_port(); log = tmp_path/'log'
-    with trtllm.serve(command(runtime, tmp_path, port), port, log, ready=60) as s:
-        assert trtllm.complete(s, 'def', 3) == ' x x x'
-        l = trtllm.load(s, [[1, 2, 3]] * 12, Workload(3, 5, 4))
+    with serving.serve(command(runtime, tmp_path, port), port, log, ready=60) as s:
+        assert serving.complete(s, 'def', 3) == ' x x x'
+        l = serving.load(s, [[1, 2, 3]] * 12, Workload(3, 5, 4))
         assert l.requests == 12 and l.failed == 0 and 0 < l.ttft['p50'] <= l.ttft['p95'] and l.gap['p50'] > 1e-3
         assert abs(l.tokens_per_second * l.seconds - 60) < 1e-6
         with pytest.raises(CookError, match='404'): s.request('/v1/nothing')
@@ -90,36 +90,36 @@ def test_serve_complete_and_load(runtime, tmp_path):
             s.request('/v1/completions', dict(model='ckpt', prompt='a', max_tokens=1, nosuch=1))
         pids = s.process.pid, worker_of(log)
     assert all(gone(p) for p in pids), 'a process is left running'
-    assert trtllm.port_is_free(port)
+    assert serving.port_is_free(port)
 
 
 def test_port_in_use(runtime, tmp_path):
     with socket.socket() as s:
         s.bind(('localhost', 0)); s.listen(); port = s.getsockname()[1]
         with pytest.raises(CookError, match=f'port {port}.*in use'):
-            with trtllm.serve(command(runtime, tmp_path, port), port, tmp_path/'log'): pass
+            with serving.serve(command(runtime, tmp_path, port), port, tmp_path/'log'): pass
     assert not (tmp_path/'log').exists()
 
 
 def test_server_that_dies_leaves_its_reason_and_no_process(runtime, tmp_path, monkeypatch):
     monkeypatch.setenv('STANDIN_SERVE', 'die'); port = free_port()
     with pytest.raises(CookError, match='out of memory'):
-        with trtllm.serve(command(runtime, tmp_path, port), port, tmp_path/'log', ready=30): pass
+        with serving.serve(command(runtime, tmp_path, port), port, tmp_path/'log', ready=30): pass
     assert gone(worker_of(tmp_path/'log'))
 
 
 def test_server_that_never_gets_ready_is_killed(runtime, tmp_path, monkeypatch):
     monkeypatch.setenv('STANDIN_SERVE',
-                       'hang'); monkeypatch.setattr(trtllm._end, '__defaults__', (1,)); port = free_port()
+                       'hang'); monkeypatch.setattr(serving._end, '__defaults__', (1,)); port = free_port()
     with pytest.raises(CookError, match='not ready after.*\n.*loading'):
-        with trtllm.serve(command(runtime, tmp_path, port), port, tmp_path/'log', ready=4): pass
+        with serving.serve(command(runtime, tmp_path, port), port, tmp_path/'log', ready=4): pass
     assert gone(worker_of(tmp_path/'log'))
 
 
 def test_an_error_in_the_block_ends_the_server(runtime, tmp_path):
     port = free_port()
     with pytest.raises(KeyboardInterrupt):
-        with trtllm.serve(command(runtime, tmp_path, port), port, tmp_path/'log', ready=60) as s:
+        with serving.serve(command(runtime, tmp_path, port), port, tmp_path/'log', ready=60) as s:
             raise KeyboardInterrupt
     assert gone(s.process.pid) and gone(worker_of(tmp_path/'log'))
 
@@ -137,7 +137,7 @@ def test_a_killed_parent_takes_the_server_along(runtime, tmp_path):
 def test_settings_outside_the_contract_are_refused_by_the_stand_in(runtime, tmp_path):
     port = free_port()
     with pytest.raises(CookError, match='unrecognized arguments: --max_tokens'):
-        with trtllm.serve([*command(runtime, tmp_path, port), '--max_tokens', '5'], port, tmp_path/'log', ready=30):
+        with serving.serve([*command(runtime, tmp_path, port), '--max_tokens', '5'], port, tmp_path/'log', ready=30):
             pass
 
 
@@ -158,11 +158,11 @@ def scoring(length=48, **kw): return trtllm.llm_settings('fp8', Workload(length,
 @pytest.mark.parametrize('version', ['1.1.0', '1.2.1'])
 def test_context_logits_equal_the_reference(version, checkpoint, tmp_path, monkeypatch):
     import torch
-    from tqcook import engine
+    from tqcook import runtime
     monkeypatch.setenv('TQCOOK_TRTLLM_PYTHON', str(trtllm_standin.install(tmp_path/'e', version)))
-    ref = engine.load(checkpoint, device='cpu', kernels='reference')
+    ref = runtime.load(checkpoint, device='cpu', kernels='reference')
     ids = torch.randint(0, 4096, (3, 48), generator=torch.Generator().manual_seed(0))
-    with trtllm.Scorer(checkpoint, trtllm.find(), scoring(version=version), ref, work=tmp_path) as s:
+    with serving.Scorer(checkpoint, trtllm.find(), scoring(version=version), ref, work=tmp_path) as s:
         for _ in range(2): z = s.hidden(ids) # twice the same beginning: with block reuse the second would be short
         pid = s._p.pid
         with torch.no_grad(): want = ref.model(ids).logits.float()
@@ -173,21 +173,21 @@ def test_context_logits_equal_the_reference(version, checkpoint, tmp_path, monke
 
 
 def test_parity_through_compare(checkpoint, runtime, tmp_path):
-    from tqcook import engine, perplexity, data
-    ref = engine.load(checkpoint, device='cpu', kernels='reference')
+    from tqcook import runtime, compare, data
+    ref = runtime.load(checkpoint, device='cpu', kernels='reference')
     if ref.tokenizer is None: pytest.skip('needs the demonstration model\'s tokenizer')
     corpus = data.corpus('code', ref.tokenizer, context=48, max_windows=6)
-    with trtllm.Scorer(checkpoint, runtime, scoring(), ref, work=tmp_path) as s:
-        c = perplexity.compare(ref, s, corpus, progress=False)
+    with serving.Scorer(checkpoint, runtime, scoring(), ref, work=tmp_path) as s:
+        c = compare.compare(ref, s, corpus, progress=False)
     assert c.to_dict()['ppl_ratio'] == pytest.approx(1, abs=1e-5)
 
 
 def test_block_reuse_is_refused_and_would_be_noticed(checkpoint, runtime, tmp_path):
     import torch
-    from tqcook import engine
-    ref, ids = engine.load(checkpoint, device='cpu', kernels='reference'), torch.arange(48)[None]
-    with pytest.raises(CookError, match='reuse'): trtllm.Scorer(checkpoint, runtime, trtllm.llm_settings('fp8'), ref)
-    s = trtllm.Scorer(checkpoint, runtime, scoring(), ref, work=tmp_path)
+    from tqcook import runtime
+    ref, ids = runtime.load(checkpoint, device='cpu', kernels='reference'), torch.arange(48)[None]
+    with pytest.raises(CookError, match='reuse'): serving.Scorer(checkpoint, runtime, trtllm.llm_settings('fp8'), ref)
+    s = serving.Scorer(checkpoint, runtime, scoring(), ref, work=tmp_path)
     # past the guard, into the trap
     spec = json.loads(s._spec); spec['llm']['kv_cache_config']['enable_block_reuse'] = True; s._spec = json.dumps(spec)
     with s:
@@ -199,7 +199,7 @@ def test_a_checkpoint_that_cannot_be_loaded(runtime, tmp_path):
     class Ref: vocab_size, context, tokenizer_sha = 4096, 512, None
     (tmp_path/'empty').mkdir()
     with pytest.raises(CookError, match='TensorRT-LLM 1.2.1'):
-        with trtllm.Scorer(tmp_path/'empty', runtime, scoring(), Ref, work=tmp_path): pass
+        with serving.Scorer(tmp_path/'empty', runtime, scoring(), Ref, work=tmp_path): pass
     assert not list(tmp_path.glob('tqcook-*'))
 
 
@@ -207,42 +207,42 @@ def test_a_checkpoint_that_cannot_be_loaded(runtime, tmp_path):
 
 def report(runtime, tmp_path, what='throughput'):
     w = Workload(16, 4, 2)
-    data = trtllm.bench_dataset([range(64)], tmp_path/'r.jsonl', w, 6)
-    trtllm.call(trtllm.bench_command(what, tmp_path, data, tmp_path/'report.json', w, runtime=runtime),
+    data = serving.bench_dataset([range(64)], tmp_path/'r.jsonl', w, 6)
+    serving.call(serving.bench_command(what, tmp_path, data, tmp_path/'report.json', w, runtime=runtime),
                 tmp_path/'bench.log', 60)
     return tmp_path/'report.json'
 
 
 @pytest.mark.parametrize('what', ['throughput', 'latency'])
 def test_bench_runs_and_is_read(runtime, tmp_path, what):
-    b = trtllm.read_report(report(runtime, tmp_path, what), '1.2.1')
+    b = serving.read_report(report(runtime, tmp_path, what), '1.2.1')
     assert (b.requests, b.input_len,
             b.output_len) == (6, 16., 4.) and b.ttft == dict(p50=.01, p95=.01) and b.latency == .05
-    assert '1.00' in trtllm.bench_table(dict(base=b, fp8=b))
+    assert '1.00' in serving.bench_table(dict(base=b, fp8=b))
 
 
 def test_reports_of_others(runtime, tmp_path):
     f = report(runtime, tmp_path); d = json.loads(f.read_text())
-    with pytest.raises(CookError, match='1.2.1 and 1.3.0rc7 was started'): trtllm.read_report(f, '1.3.0rc7')
+    with pytest.raises(CookError, match='1.2.1 and 1.3.0rc7 was started'): serving.read_report(f, '1.3.0rc7')
     for path in ('performance.system_output_throughput_tok_s', 'engine.version', 'streaming_metrics.ttft_percentiles'):
         e = json.loads(json.dumps(d)); a, b = path.split('.'); del e[a][b]; f.write_text(json.dumps(e))
-        with pytest.raises(CookError, match=path): trtllm.read_report(f)
+        with pytest.raises(CookError, match=path): serving.read_report(f)
     f.write_text(json.dumps(d | dict(engine=d['engine'] | dict(version='9.9.9'))))
-    with pytest.raises(CookError, match='9.9.9'): trtllm.read_report(f)
+    with pytest.raises(CookError, match='9.9.9'): serving.read_report(f)
     f.write_text('[]')
-    with pytest.raises(CookError): trtllm.read_report(f)
+    with pytest.raises(CookError): serving.read_report(f)
 
 
 def test_benchmarks_that_cannot_be_compared(runtime, tmp_path):
     from dataclasses import replace
-    b = trtllm.read_report(report(runtime, tmp_path))
-    with pytest.raises(CookError, match='differ'): trtllm.bench_table(dict(a=b, b=replace(b, output_len=8.)))
+    b = serving.read_report(report(runtime, tmp_path))
+    with pytest.raises(CookError, match='differ'): serving.bench_table(dict(a=b, b=replace(b, output_len=8.)))
 
 
 # --- engines
 
 def test_legacy_engine_and_its_passport(runtime, tmp_path):
-    seconds = trtllm.build_engine(tmp_path/'model', tmp_path/'out', lookup('a100'), runtime, 'int8_sq',
+    seconds = serving.build_engine(tmp_path/'model', tmp_path/'out', lookup('a100'), runtime, 'int8_sq',
                                   workload=Workload(16, 4, 2), scoring=True,
                                   examples=str(Path(runtime.tools).parent/'examples'))
     p = json.loads((tmp_path/'out'/'engine'/'passport.json').read_text())
@@ -267,13 +267,13 @@ def test_a_checkpoint_with_errors_is_not_served(checkpoint, tmp_path):
     import shutil
     bad = shutil.copytree(checkpoint, tmp_path/'bad')
     q = json.loads((bad/'hf_quant_config.json').read_text()); q['quantization']['quant_algo'] = 'FP9'; (bad/'hf_quant_config.json').write_text(json.dumps(q))
-    with pytest.raises(CookError, match='not served'): trtllm.ready(bad)
-    assert trtllm.ready(bad, force=True)
+    with pytest.raises(CookError, match='not served'): serving.ready(bad)
+    assert serving.ready(bad, force=True)
 
 
 # --- the contract
 
-def test_contract_agrees_with_the_stand_in(runtime): assert trtllm.check_contract(runtime) == []
+def test_contract_agrees_with_the_stand_in(runtime): assert serving.check_contract(runtime) == []
 
 
 def test_contract_check_can_fail(runtime, monkeypatch):
@@ -281,7 +281,7 @@ def test_contract_check_can_fail(runtime, monkeypatch):
             trtllm.Item('LLM', 'nosuch', '1.0', '', 'invented'),
             trtllm.Item('import', 'tensorrt_llm.Nothing', '1.0', '', 'invented')]
     monkeypatch.setattr(trtllm, 'CONTRACT', trtllm.CONTRACT + more)
-    assert len(trtllm.check_contract(runtime)) == 3
+    assert len(serving.check_contract(runtime)) == 3
 
 
 def test_nothing_in_the_contract_is_unused_and_no_flag_is_outside_it():

@@ -36,10 +36,10 @@ class LLM:
     def __init__(self, **kw):
         a = TorchLlmArgs(**kw)
         assert isinstance(a.kv_cache_config, KvCacheConfig), 'kv_cache_config must be a KvCacheConfig'
-        from tqcook import engine
+        from tqcook import runtime
         self.a, self.seen = a, set()
         self.reuse = a.kv_cache_config.enable_block_reuse is not False
-        self.model = engine.load(a.model, device='cpu', kernels='reference').model
+        self.model = runtime.load(a.model, device='cpu', kernels='reference').model
 
     def generate(self, inputs, sampling_params=None, use_tqdm=True):
         import torch

@@ -1,4 +1,4 @@
 """`python -m tqcook` is the `tqcook` command."""
-from tqcook.run import main
+from tqcook.cli import main
 
 if __name__ == '__main__': raise SystemExit(main())

@@ -6,15 +6,24 @@
 __all__ = ['CookError', 'suggest', 'need', 'atomic_write', 'write_json', 'read_json', 'move_aside', 'atomic_dir', 'sha256',
            'fmt_bytes', 'fmt_seconds', 'md_table', 'Markdown', 'version', 'environment']
 
-# %% ../nbs/00_core.ipynb #61fa378f
-import contextlib, difflib, hashlib, importlib, importlib.metadata, json, math, os, platform, shutil, sys, tempfile
+# %% ../nbs/00_core.ipynb #1d823b44
+import contextlib
+import difflib
+import hashlib
+import importlib
+import importlib.metadata
+import json
+import os
+import platform
+import shutil
+import tempfile
 from pathlib import Path
 
-# %% ../nbs/00_core.ipynb #d016df15
+# %% ../nbs/00_core.ipynb #f8d1bc79
 class CookError(ValueError):
     "A mistake that the reader can mend, told in one sentence."
 
-# %% ../nbs/00_core.ipynb #95e53c8c
+# %% ../nbs/00_core.ipynb #90a378fd
 def suggest(
     name: str, # what was written
     options, # the names that exist
@@ -25,7 +34,7 @@ def suggest(
     if near: return f" (did you mean {' or '.join(map(repr, near))}?)"
     return f" (there are: {', '.join(options)})" if options else ''
 
-# %% ../nbs/00_core.ipynb #08a85d29
+# %% ../nbs/00_core.ipynb #93efba83
 def need(
     module: str, # module to import, such as 'modelopt.torch.quantization'
     extra: str, # the extra of this package that installs it, such as 'quantize'
@@ -37,12 +46,13 @@ def need(
         if (e.name or '').partition('.')[0] not in (top, ''): raise  # it is installed, something below it is broken: say that
         raise CookError(f"{top} is not installed here; install it with: pip install 'tqcook[{extra}]'") from None
 
-# %% ../nbs/00_core.ipynb #e13ed798
+# %% ../nbs/00_core.ipynb #74eeba4f
 def _umask_mode(base=0o666):
     "The mode an ordinary `open` would give a new file (mkstemp gives 0600, which surprises people who share a folder)."
     old = os.umask(0); os.umask(old)
     return base & ~old
 
+# %% ../nbs/00_core.ipynb #e2cc1a7b
 def atomic_write(
     path, # file to write
     data: str|bytes, # its whole content
@@ -64,7 +74,7 @@ def atomic_write(
         raise
     return path
 
-# %% ../nbs/00_core.ipynb #cd8afa13
+# %% ../nbs/00_core.ipynb #37c1c193
 def write_json(path, obj) -> Path:
     "Write `obj` as JSON, whole or not at all; NaN and infinity are refused because JSON has none."
     try: text = json.dumps(obj, indent=1, ensure_ascii=False, allow_nan=False)
@@ -72,6 +82,7 @@ def write_json(path, obj) -> Path:
     except TypeError as e: raise CookError(f'{Path(path).name} would hold what JSON cannot: {e}') from None
     return atomic_write(path, text + '\n')
 
+# %% ../nbs/00_core.ipynb #9195335d
 def read_json(path):
     "Read JSON; a missing or malformed file is named."
     try: return json.loads(Path(path).read_text(encoding='utf-8'))
@@ -80,7 +91,7 @@ def read_json(path):
     except RecursionError: raise CookError(f'{path} is not valid JSON: it is nested too deep') from None
     except ValueError as e: raise CookError(f'{path} is not valid JSON: {e}') from None # malformed, not UTF-8, absurd numbers
 
-# %% ../nbs/00_core.ipynb #bbdfbff1
+# %% ../nbs/00_core.ipynb #6bea91dd
 def move_aside(
     path, # an existing file or directory
 ) -> Path|None: # where it went; None when there was nothing
@@ -93,7 +104,7 @@ def move_aside(
     os.replace(path, aside)
     return aside
 
-# %% ../nbs/00_core.ipynb #b25bf3e6
+# %% ../nbs/00_core.ipynb #733a8295
 @contextlib.contextmanager
 def atomic_dir(
     path, # the directory that shall exist afterwards
@@ -115,12 +126,14 @@ def atomic_dir(
         shutil.rmtree(tmp, ignore_errors=True)
         raise
 
+# %% ../nbs/00_core.ipynb #c9e89224
 def _sweep(path: Path):
     "Remove temporary siblings of `path` whose process is gone: what a kill -9 left behind."
     for t in path.parent.glob(f'.{path.name}.*.tmp'):
         pid = t.name[len(path.name) + 2:].split('.')[0]
         if t.is_dir() and pid.isdigit() and not _alive(int(pid)): shutil.rmtree(t, ignore_errors=True)
 
+# %% ../nbs/00_core.ipynb #314986f4
 def _alive(pid: int) -> bool:
     "True while a process with this id exists."
     try: os.kill(pid, 0)
@@ -128,7 +141,7 @@ def _alive(pid: int) -> bool:
     except PermissionError: return True
     return True
 
-# %% ../nbs/00_core.ipynb #9fbdbc88
+# %% ../nbs/00_core.ipynb #a15d875e
 def sha256(
     x, # `Path` to a file, bytes or str
 ) -> str: # hexadecimal digest
@@ -137,19 +150,20 @@ def sha256(
         with open(x, 'rb') as f: return hashlib.file_digest(f, 'sha256').hexdigest()
     return hashlib.sha256(x.encode() if isinstance(x, str) else x).hexdigest()
 
-# %% ../nbs/00_core.ipynb #4b4abffc
+# %% ../nbs/00_core.ipynb #703db2c4
 def fmt_bytes(n: float) -> str:
     "Bytes for people, decimal prefixes: `15.4 MB`."
     for unit in ('B', 'kB', 'MB', 'GB', 'TB'):
         if abs(n) < 999.5 or unit == 'TB': return f'{n:.0f} {unit}' if unit == 'B' or abs(n) >= 99.95 else f'{n:.3g} {unit}'
         n /= 1000
 
+# %% ../nbs/00_core.ipynb #54f6dbfb
 def fmt_seconds(s: float) -> str:
     "Seconds for people: `1 min 12 s`."
     if s >= 59.5: return f'{int(round(s)) // 60} min {int(round(s)) % 60:02d} s'
     return f'{s:.0f} s' if s >= 9.95 else f'{s:.1f} s' if s >= .095 else f'{s * 1e3:.3g} ms'
 
-# %% ../nbs/00_core.ipynb #0c9bd7d4
+# %% ../nbs/00_core.ipynb #4dc9d5e3
 def md_table(
     rows, # list of sequences, one a row
     headers, # column names; a trailing ':' aligns that column right
@@ -160,14 +174,16 @@ def md_table(
            '|' + '|'.join('---:' if h.endswith(':') else '---' for h in headers) + '|']
     return '\n'.join(out + ['| ' + ' | '.join(cell(v) for v in r) + ' |' for r in rows])
 
+# %% ../nbs/00_core.ipynb #4962f65b
 class Markdown(str):
     "A string that a notebook renders as Markdown, so that a table needs no IPython import."
     def _repr_markdown_(self): return str(self)
 
-# %% ../nbs/00_core.ipynb #f178d4d6
+# %% ../nbs/00_core.ipynb #0ee86c70
 _recorded = dict(tqcook='tqcook', torch='torch', transformers='transformers', modelopt='nvidia-modelopt', tensorrt_llm='tensorrt-llm',
                  tensorrt_rtx='tensorrt-rtx-cu13', triton='triton', numpy='numpy', scipy='scipy')
 
+# %% ../nbs/00_core.ipynb #cb7fbea0
 def version(
     dist: str, # distribution name, such as 'nvidia-modelopt'
 ) -> str|None: # its version; None when it is not installed
@@ -175,6 +191,7 @@ def version(
     try: return importlib.metadata.version(dist)
     except importlib.metadata.PackageNotFoundError: return None
 
+# %% ../nbs/00_core.ipynb #48241331
 def environment() -> dict: # name -> version; packages that are absent are left out
     "Versions of Python, the platform and the packages that decide a result."
     env = dict(python=platform.python_version(), platform=f'{platform.system()} {platform.machine()}')

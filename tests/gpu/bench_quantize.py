@@ -32,7 +32,7 @@ a.add_argument('--out', default='')
 args = a.parse_args()
 warnings.simplefilter('ignore')
 
-from tqcook import data, models, perplexity, quantize
+from tqcook import data, models, compare, export, quantize
 from tqcook.calibration import run_windows
 import modelopt.torch.quantization as mtq
 from modelopt.torch.export import export_hf_checkpoint
@@ -115,8 +115,8 @@ def cold_ours():
     with clock('cold FP8 run, tqcook: calibrate, score, export'):
         t = time.perf_counter()
         q = quantize.quantize(base, calib, 'fp8', progress=False); sync(); t1 = time.perf_counter()
-        perplexity.compare(base, q.loaded, judge, noise_floor=False, progress=False); sync(); t2 = time.perf_counter()
-        quantize.export(q, work/'ours')
+        compare.compare(base, q.loaded, judge, noise_floor=False, progress=False); sync(); t2 = time.perf_counter()
+        export.export(q, work/'ours')
     result['cold FP8 run, tqcook: parts'] = dict(calibrate=round(t1 - t, 2), score=round(t2 - t1, 2), export=round(time.perf_counter() - t2, 2))
     print('   ', result['cold FP8 run, tqcook: parts'], flush=True)
     result['bytes'] = sum(p.stat().st_size for p in (work/'ours').iterdir())

@@ -3,7 +3,7 @@ import statistics, sys
 from pathlib import Path
 import pytest, torch
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from tqcook import data, engine, models, quantize
+from tqcook import data, formats, linears, parity, runtime, models, export, quantize
 from tqcook.device import detect
 from test_engine import Windows, rel, tokens
 
@@ -21,7 +21,7 @@ def cooked(demo_cuda, tmp_path_factory):
     made, calib = {}, data.calibration('code-train', demo_cuda.tokenizer, samples=16, length=256)
     def get(scheme, kv='none'):
         if (scheme, kv) not in made:
-            made[scheme, kv] = quantize.export(quantize.quantize(demo_cuda, calib, scheme, kv=kv, progress=False), tmp_path_factory.mktemp('gpu')/f'{scheme}-{kv}')
+            made[scheme, kv] = export.export(quantize.quantize(demo_cuda, calib, scheme, kv=kv, progress=False), tmp_path_factory.mktemp('gpu')/f'{scheme}-{kv}')
         return made[scheme, kv]
     return get
 
@@ -35,14 +35,14 @@ def report(name, p): return (f'{name:24} worst linear {p.worst:.2e}  logits in s
                          ids=lambda v: v if isinstance(v, str) else '-'.join(map(str, v.values())) or 'plain')
 def test_parity(cooked, demo_cuda, text, capsys, scheme, kw):
     kw = dict(kw); path = cooked(scheme, kw.pop('kv', 'none'))
-    p = engine.parity(path, text, demo_cuda, device='cuda', **kw)
+    p = parity.parity(path, text, demo_cuda, device='cuda', **kw)
     show(capsys, '', report(f'{scheme} {kw or ""}', p))
     assert p.passed and p.expected == len(p.linears) == 56, p.failures
     assert p.worst > 5e-4 # something was compared
 
 @pytest.mark.parametrize('scheme', SCHEMES)
 def test_negative_controls(cooked, demo_cuda, text, scheme):
-    for how, p in engine.negative_controls(cooked(scheme), text, demo_cuda, device='cuda').items():
+    for how, p in parity.negative_controls(cooked(scheme), text, demo_cuda, device='cuda').items():
         assert not p.passed and p.worst > p.bound, how
 
 @pytest.mark.parametrize('m,k,n', [(1, 16, 16), (3, 40, 24), (17, 100, 33), (130, 256, 64), (1, 4096, 4096)])
@@ -57,31 +57,31 @@ def test_odd_shapes(m, k, n, layout, bias):
     top = 448 if kind.startswith('fp8') else 127
     s = (w.abs().amax() if kind == 'fp8' else w.abs().amax(1)) / top
     q = w / (s if kind == 'fp8' else s[:, None])
-    t = dict(weight=engine.quantize_e4m3(q, 1.) if top == 448 else q.round().to(torch.int8), weight_scale=s)
+    t = dict(weight=formats.quantize_e4m3(q, 1.) if top == 448 else q.round().to(torch.int8), weight_scale=s)
     if layout in ('fp8', 'int8_sq'): t['input_scale'] = x.float().abs().amax() / top
     if layout == 'int8_token': t['pre_quant_scale'] = torch.rand(k, generator=g, device='cuda') + .5
-    lin = engine._classes()[0]('x', kind, dict(t), b, 'real', torch.bfloat16, layout == 'int8_token', True)
+    lin = runtime._classes()[0]('x', kind, dict(t), b, 'real', torch.bfloat16, layout == 'int8_token', True)
     y = lin(x[None])[0]
     assert y.shape == (m, n) and y.dtype == torch.bfloat16
-    assert rel(y, engine.reference_linear(kind, x, t | dict(bias=b), layout == 'int8_token')) < 4e-3
+    assert rel(y, linears.reference_linear(kind, x, t | dict(bias=b), layout == 'int8_token')) < 4e-3
 
 @pytest.mark.parametrize('scheme', ['fp8', 'int8_sq'])
 @pytest.mark.parametrize('arch', list(models.TINY))
 def test_architectures(arch, scheme, tmp_path):
     base = models.tiny(arch, device='cuda')
-    path = quantize.export(quantize.quantize(base, Windows(), scheme, progress=False), tmp_path/'x')
-    p = engine.parity(path, tokens(), base, device='cuda')
+    path = export.export(quantize.quantize(base, Windows(), scheme, progress=False), tmp_path/'x')
+    p = parity.parity(path, tokens(), base, device='cuda')
     assert p.worst < p.bound and len(p.linears) == p.expected, p.failures # random weights: linear by linear only
-    assert engine.generate(engine.load(path, device='cuda'), [5, 6, 7], 4).ids
+    assert runtime.generate(runtime.load(path, device='cuda'), [5, 6, 7], 4).ids
 
 def test_weights_stay_small_on_the_gpu(cooked, demo_cuda):
     torch.cuda.synchronize(); before = torch.cuda.memory_allocated()
-    e = engine.load(cooked('fp8'), device='cuda')
+    e = runtime.load(cooked('fp8'), device='cuda')
     assert torch.cuda.memory_allocated() - before < 1.1 * e.nbytes < .85 * demo_cuda.nbytes
 
 def test_generation(cooked, demo_cuda):
-    e = engine.load(cooked('fp8'), device='cuda')
-    d = engine.diverge(demo_cuda, e, 'import os\n\ndef ', 32)
+    e = runtime.load(cooked('fp8'), device='cuda')
+    d = runtime.diverge(demo_cuda, e, 'import os\n\ndef ', 32)
     assert d.index is None or d.index >= 1
     assert len(d.b.ids) >= 1 and isinstance(d.b.text, str)
 
@@ -102,15 +102,15 @@ def _cases(m, n, k):
     x, w = torch.randn(m, k, device='cuda').bfloat16(), torch.randn(n, k, device='cuda')
     wb, st, sr = w.bfloat16(), w.abs().amax() / 448, w.abs().amax(1) / 448
     s8 = w.abs().amax(1) / 127
-    w8t, w8r, wi = engine.quantize_e4m3(w, st), engine.quantize_e4m3(w, sr[:, None]), (w / s8[:, None]).round().to(torch.int8)
+    w8t, w8r, wi = formats.quantize_e4m3(w, st), formats.quantize_e4m3(w, sr[:, None]), (w / s8[:, None]).round().to(torch.int8)
     sx, sxi = x.float().abs().amax() / 448, x.float().abs().amax() / 127
     sxr = x.float().abs().amax(1, keepdim=True) / 448
-    xq, xr, xi = engine.quantize_e4m3(x, sx), engine.quantize_e4m3(x, sxr), engine.quantize_int8(x, sxi)
+    xq, xr, xi = formats.quantize_e4m3(x, sx), formats.quantize_e4m3(x, sxr), linears.quantize_int8(x, sxi)
     F = torch.nn.functional
-    return {'BF16': lambda: F.linear(x, wb), 'FP8 product': lambda: engine.fp8_mm(xq, w8t, sx, st), 'FP8 slow accum.': lambda: engine.fp8_mm(xq, w8t, sx, st, fast_accum=False),
-            'rowwise product': lambda: engine.fp8_mm(xr, w8r, sxr, sr), 'INT8 product': lambda: engine.int8_mm(xi, wi), 'FP8 linear': lambda: engine.fp8_linear(x, w8t, st, sx),
-            'rowwise linear': lambda: engine.fp8_rowwise_linear(x, w8r, sr), 'INT8 linear': lambda: engine.int8_linear(x, wi, s8, sxi),
-            'INT8 w-only': lambda: engine.int8_weight_only_linear(x, wi, s8)}
+    return {'BF16': lambda: F.linear(x, wb), 'FP8 product': lambda: linears.fp8_mm(xq, w8t, sx, st), 'FP8 slow accum.': lambda: linears.fp8_mm(xq, w8t, sx, st, fast_accum=False),
+            'rowwise product': lambda: linears.fp8_mm(xr, w8r, sxr, sr), 'INT8 product': lambda: linears.int8_mm(xi, wi), 'FP8 linear': lambda: linears.fp8_linear(x, w8t, st, sx),
+            'rowwise linear': lambda: linears.fp8_rowwise_linear(x, w8r, sr), 'INT8 linear': lambda: linears.int8_linear(x, wi, s8, sxi),
+            'INT8 w-only': lambda: linears.int8_weight_only_linear(x, wi, s8)}
 
 def test_zz_timing_table(capsys):
     "Linears of Llama-3.1-8B's shapes on random data; the products alone, and with quantization of the activation in eager PyTorch."

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from tqcook import data, models, perplexity
+from tqcook import data, models, compare, perplexity
 from test_perplexity import random_corpus
 
 pytestmark = pytest.mark.gpu
@@ -64,7 +64,7 @@ def test_price_of_compare_at_8b(big, capsys):
     torch.cuda.empty_cache(); torch.cuda.reset_peak_memory_stats()
     weights = torch.cuda.memory_allocated()
     out = []
-    price = lambda: out.append(perplexity.compare(a, b, corpus, batch_size=4, **quiet))
+    price = lambda: out.append(compare.compare(a, b, corpus, batch_size=4, **quiet))
     t_bare, t_compare = interleaved(3, lambda: (bare(a, corpus, 4), bare(b, corpus, 4)), price)
     torch.cuda.reset_peak_memory_stats(); price()
     extra = torch.cuda.max_memory_allocated() - weights
@@ -87,14 +87,14 @@ def test_ways_and_chunks_agree():
     a = models.load('demo', device='cuda')
     b = disturbed_on_gpu(a)
     corpus = data.corpus('code', a.tokenizer, context=512, max_windows=16)
-    direct = perplexity.compare(a, b, corpus, **quiet)
+    direct = compare.compare(a, b, corpus, **quiet)
     for way in ('hidden-memory', 'hidden-file'):
-        o = perplexity.compare(lambda: a, lambda: b, corpus, way=way, **quiet)
+        o = compare.compare(lambda: a, lambda: b, corpus, way=way, **quiet)
         for k in ('ppl_base', 'ppl_quant', 'ppl_ratio'): assert o.stats[k].value == pytest.approx(direct.stats[k].value, rel=1e-6)
-    o = perplexity.compare(a, lambda: b, corpus, way='hidden-memory', **quiet)         # the caller keeps the base: it steps aside
+    o = compare.compare(a, lambda: b, corpus, way='hidden-memory', **quiet)         # the caller keeps the base: it steps aside
     assert o.stats['ppl_ratio'].value == pytest.approx(direct.stats['ppl_ratio'].value, rel=1e-6)
     assert next(a.model.parameters()).is_cuda                                          # and is back on the GPU
-    small = perplexity.compare(a, b, corpus, chunk=100, **quiet)
+    small = compare.compare(a, b, corpus, chunk=100, **quiet)
     assert small.stats['ppl_ratio'].value == pytest.approx(direct.stats['ppl_ratio'].value, rel=1e-5)
 
 
@@ -112,10 +112,10 @@ def test_gpu_equals_cpu():
     g, c = models.load('demo', device='cuda'), models.load('demo', device='cpu')
     corpus = data.corpus('code', g.tokenizer, context=512, max_windows=8)
     assert perplexity.score(g, corpus, **quiet).ppl.value == pytest.approx(perplexity.score(c, corpus, **quiet).ppl.value, rel=5e-3)
-    same = perplexity.compare(g, g, corpus, **quiet)
+    same = compare.compare(g, g, corpus, **quiet)
     assert same.stats['ppl_ratio'].value == 1. and same.tokens['kld'].max() == 0. and same.verdict == 'PASS'
     assert same.floor['kld'].value > 0
-    assert perplexity.compare(g, g, corpus, noise_floor='attention', **quiet).floor['kld'].value > 0
+    assert compare.compare(g, g, corpus, noise_floor='attention', **quiet).floor['kld'].value > 0
 
 
 def test_head_is_not_rounded_to_16_bits():

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from tqcook import models, quantize
+from tqcook import models, export, formats, quantize
 
 pytestmark = pytest.mark.gpu  # conftest.py skips or fails without one
 SM = torch.cuda.get_device_capability() if torch.cuda.is_available() else (0, 0)
@@ -58,8 +58,8 @@ def test_rounding_is_the_same_on_cpu_and_gpu():
     for dt in (torch.float32, torch.bfloat16):
         x = torch.randn(256, 512, dtype=dt)
         for a in (x.abs().max(), x.abs().amax(1, keepdim=True), torch.tensor(.25)):
-            assert torch.equal(quantize.fake_e4m3(x, a), quantize.fake_e4m3(x.cuda(), a.cuda()).cpu())
-            assert torch.equal(quantize.fake_int(x, a), quantize.fake_int(x.cuda(), a.cuda()).cpu())
+            assert torch.equal(formats.fake_e4m3(x, a), formats.fake_e4m3(x.cuda(), a.cuda()).cpu())
+            assert torch.equal(formats.fake_int(x, a), formats.fake_int(x.cuda(), a.cuda()).cpu())
 
 
 @pytest.mark.parametrize('scheme', ['fp8', 'fp8_rowwise', 'fp8_block', 'int8_sq', 'int8_wo', 'int4_awq'])
@@ -68,7 +68,7 @@ def test_every_scheme_runs_and_exports_without_an_extension(base, scheme, no_ext
     ids = torch.arange(64, device='cuda')[None]
     with torch.no_grad(): a, b = base.model(ids).logits.float(), q.loaded.model(ids).logits.float()
     assert 0 < (a - b).norm() / a.norm() < 1
-    out = quantize.export(q, tmp_path/scheme)
+    out = export.export(q, tmp_path/scheme)
     assert (out/'hf_quant_config.json').exists() and (out/'passport.json').exists()
 
 
@@ -78,7 +78,7 @@ def test_nvfp4(base, tmp_path):
     ids = torch.arange(64, device='cuda')[None]
     with torch.no_grad(): a, b = base.model(ids).logits.float(), q.loaded.model(ids).logits.float()
     assert 0 < (a - b).norm() / a.norm() < 1.5
-    assert (quantize.export(q, tmp_path/'nvfp4')/'model.safetensors').exists()
+    assert (export.export(q, tmp_path/'nvfp4')/'model.safetensors').exists()
 
 
 def test_real_memory_that_runs_out_halves_the_batch(base):

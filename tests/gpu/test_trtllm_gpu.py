@@ -8,7 +8,7 @@ None of this has run where it was written: TensorRT-LLM could not be installed t
 import json, os, socket, subprocess, sys
 from pathlib import Path
 import pytest
-from tqcook import trtllm
+from tqcook import serving, trtllm
 from tqcook.trtllm import Workload
 
 pytestmark = pytest.mark.gpu
@@ -34,15 +34,15 @@ def scoring(runtime, gpu, scheme='fp8'):
     return trtllm.llm_settings(scheme, Workload(256, 1, 4), gpu, version=runtime.version, scoring=True)
 
 
-def test_contract(runtime): assert trtllm.check_contract(runtime) == []
+def test_contract(runtime): assert serving.check_contract(runtime) == []
 
 
 def test_parity_with_a_negative_control(runtime, gpu, demo, demo_fp8, held_out, tmp_path):
     "TensorRT-LLM is nearer to the dequantized file than to the unquantized model, or it did not run the quantized weights."
-    from tqcook import engine, perplexity
-    reference = engine.load(demo_fp8, device='cuda', kernels='reference')
-    with trtllm.Scorer(demo_fp8, runtime, scoring(runtime, gpu), reference, work=tmp_path) as s:
-        same, other = (perplexity.compare(m, s, held_out, noise_floor=False, progress=False).stats
+    from tqcook import runtime, compare
+    reference = runtime.load(demo_fp8, device='cuda', kernels='reference')
+    with serving.Scorer(demo_fp8, runtime, scoring(runtime, gpu), reference, work=tmp_path) as s:
+        same, other = (compare.compare(m, s, held_out, noise_floor=False, progress=False).stats
                        for m in (reference, demo))
     assert abs(same['ppl_ratio'].value - 1) < 2e-3, same['ppl_ratio']
     assert same['kld_mean'].value < other['kld_mean'].value / 2, (same['kld_mean'], other['kld_mean'])
@@ -62,16 +62,16 @@ def test_recipe_serve(runtime, demo_fp8, tmp_path):
 
 def test_int8_smoothquant_engine(runtime, gpu, demo, held_out, tmp_path):
     "The legacy way, up to 1.2.1: checkpoint by ModelOpt, engine by trtllm-build, scored through its context logits."
-    from tqcook import data, engine, perplexity, quantize
+    from tqcook import data, runtime, compare, export, quantize
     from tqcook.schemes import has_engine_backend
     if not has_engine_backend(runtime.version): pytest.skip(f'TensorRT-LLM {runtime.version} has no engine backend')
     calib = data.calibration('code-train', demo.tokenizer, samples=16, length=256)
-    legacy = quantize.export(quantize.quantize(demo, calib, 'int8_sq', progress=False), tmp_path/'legacy',
+    legacy = export.export(quantize.quantize(demo, calib, 'int8_sq', progress=False), tmp_path/'legacy',
                              layout='trtllm_legacy')
-    seconds = trtllm.build_engine(legacy, tmp_path/'out', gpu, runtime, 'int8_sq', workload=Workload(256, 8, 4),
+    seconds = serving.build_engine(legacy, tmp_path/'out', gpu, runtime, 'int8_sq', workload=Workload(256, 8, 4),
                                   scoring=True)
     assert set(seconds) == {'build'}
-    with trtllm.Scorer(tmp_path/'out'/'engine', runtime, scoring(runtime, gpu, 'none'), demo, backend='tensorrt',
+    with serving.Scorer(tmp_path/'out'/'engine', runtime, scoring(runtime, gpu, 'none'), demo, backend='tensorrt',
                        work=tmp_path) as s:
-        c = perplexity.compare(demo, s, held_out, noise_floor=False, progress=False).stats
+        c = compare.compare(demo, s, held_out, noise_floor=False, progress=False).stats
     assert abs(c['ppl_ratio'].value - 1) < .05 and c['kld_mean'].value > 0
