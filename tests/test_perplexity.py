@@ -261,7 +261,7 @@ def test_model_against_itself(pair):
     c = compare.compare(a, a, random_corpus(), **quiet)
     r, k = c.stats['ppl_ratio'], c.stats['kld_mean']
     assert (r.value, r.lo, r.hi, k.value, k.hi) == (1., 1., 1., 0., 0.)
-    assert c.verdict == 'PASS' and c.flips['lost'] == c.flips['gained'] == 0 and c.stats['top1'].value == 1
+    assert c.verdict == 'PASS' and c.flips['lost'] == c.flips['gained'] == 0 and c.stats['top1_agreement'].value == 1
 
 
 @pytest.mark.parametrize('arch', ['llama', 'gemma2'])
@@ -276,7 +276,7 @@ def test_the_ways_agree(arch, tmp_path):
         assert o.way == way and loads == ['base', 'quant'] and list(tmp_path.iterdir()) == []
         for k in ('ppl_base', 'ppl_quant', 'ppl_ratio'): assert o.stats[k].value == pytest.approx(direct.stats[k].value, rel=1e-6)
         assert o.stats['kld_mean'].value == pytest.approx(direct.stats['kld_mean'].value, rel=1e-5)
-        assert o.floor['kld'].value == direct.floor['kld'].value
+        assert o.floor['kld_mean'].value == direct.floor['kld_mean'].value
     assert direct.way == 'lockstep' and direct.to_dict()['way'] == 'lockstep'
 
 
@@ -298,13 +298,13 @@ def test_noise_floor_is_the_limit(pair):
     a, _ = pair
     c = random_corpus(16)
     quant = compare.compare(a, disturbed(a, 1e-4), c, max_ppl_ratio=1., max_kld=0., min_top1=1., **quiet)
-    assert 0 < quant.floor['kld'].value < .1 and quant.floor['windows'] >= 4
+    assert 0 < quant.floor['kld_mean'].value < .1 and quant.floor['windows'] >= 4
     assert {k.name: k.limit > k.budget for k in quant.judged.checks}['mean KLD']
     assert quant.judged.checks[1].state == 'inside'
     without = compare.compare(a, disturbed(a, 1e-4), c, max_ppl_ratio=1., max_kld=0., min_top1=1., noise_floor=False, **quiet)
     assert without.judged.checks[1].state == 'outside' and without.to_dict()['noise_floor'] == dict(why='not asked for')
     eager = compare.compare(a, a, c, noise_floor='attention', **quiet)
-    assert eager.floor['kld'].value < quant.floor['kld'].value and a.model.config._attn_implementation == 'sdpa'
+    assert eager.floor['kld_mean'].value < quant.floor['kld_mean'].value and a.model.config._attn_implementation == 'sdpa'
 
 
 def test_noise_moves_a_bf16_number_at_all():
@@ -443,7 +443,7 @@ def test_demo_fp8_sharpness_and_verdict(demo, code):
     c = compare.compare(demo, q, code, **quiet)
     assert c.verdict == 'PASS', c.summary()
     assert c.sharpness >= 50, c.sharpness
-    assert c.stats['kld_mean'].value > 3 * c.floor['kld'].value                                  # it sees FP8, not noise
+    assert c.stats['kld_mean'].value > 3 * c.floor['kld_mean'].value                                  # it sees FP8, not noise
     few = few_of(code, 4)
     assert compare.compare(demo, q, few, **quiet).verdict == 'INCONCLUSIVE'
     at = attribution.attribute(demo, q, code, by='kind', max_windows=2, **quiet)

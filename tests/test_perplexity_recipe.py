@@ -32,7 +32,7 @@ def test_recipe_results(gate):
     q = d['quality']
     for k in ('ppl_ratio', 'ppl_ratio_ci95', 'kld_mean', 'kld_mean_ci95', 'top1_agreement', 'noise_floor', 'min_detectable_ppl_ratio', 'verdict', 'policy'): assert k in q
     assert q['policy'] == 'disjoint' and q['verdict'] in ('PASS', 'INCONCLUSIVE') and q['sharpness'] >= 50 and q['way'] == 'lockstep'
-    assert .99 < q['ppl_ratio'] < 1.02 and 1 < q['min_detectable_ppl_ratio'] < 1.01 and q['noise_floor']['kld']['value'] < q['kld_mean']
+    assert .99 < q['ppl_ratio'] < 1.02 and 1 < q['min_detectable_ppl_ratio'] < 1.01 and q['noise_floor']['kld_mean']['value'] < q['kld_mean']
     at = d['details']['attribution']
     assert set(at) == {'layer', 'kind'} and at['kind']['control']['kld'] == 0 and .5 < at['kind']['additivity'] < 2 and len(at['layer']['groups']) == 8
     left = d['details']['left_out']

@@ -14,7 +14,7 @@ import numpy as np
 
 from .core import CookError, md_table
 
-# %% ../nbs/20_stats.ipynb #50ddbbf7
+# %% ../nbs/20_stats.ipynb #2478693f
 @dataclass(frozen=True)
 class Interval:
     "An estimate with its confidence interval; limits are `nan` when the data cannot give one."
@@ -45,9 +45,12 @@ class Interval:
         "The interval of `k * value`, k > 0."
         return Interval(self.value * k, self.lo * k, self.hi * k, self.se * k, self.n, self.method, self.level)
 
-    def text(self, digits=4):
-        "`value [lo, hi]` with `digits` decimals."
-        f = lambda v: 'unbounded' if math.isinf(v) else '?' if math.isnan(v) else f'{v:.{digits}f}'
+    def text(self,
+             format=4, # decimals, or a format such as '.2%'
+            ):
+        "`value [lo, hi]` as text."
+        spec = format if isinstance(format, str) else f'.{format}f'
+        f = lambda v: 'unbounded' if math.isinf(v) else '?' if math.isnan(v) else f'{v:{spec}}'
         return f'{f(self.value)} [{f(self.lo)}, {f(self.hi)}]'
 
     def __repr__(self): return self.text(6)
