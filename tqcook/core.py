@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['CookError', 'suggest', 'need', 'atomic_write', 'write_json', 'read_json', 'move_aside', 'atomic_dir', 'sha256',
-           'fmt_bytes', 'fmt_seconds', 'md_table', 'Markdown', 'version', 'environment']
+           'fmt_bytes', 'fmt_seconds', 'md_table', 'Markdown', 'version', 'environment', 'in_batches']
 
 # %% ../nbs/00_core.ipynb #1d823b44
 import contextlib
@@ -17,6 +17,7 @@ import os
 import platform
 import shutil
 import tempfile
+import warnings
 from pathlib import Path
 
 # %% ../nbs/00_core.ipynb #f8d1bc79
@@ -196,3 +197,36 @@ def environment() -> dict: # name -> version; packages that are absent are left 
     "Versions of Python, the platform and the packages that decide a result."
     env = dict(python=platform.python_version(), platform=f'{platform.system()} {platform.machine()}')
     return env | {k: v for k, d in _recorded.items() if (v := version(d))}
+
+# %% ../nbs/00_core.ipynb #d3ce3d1b
+def _fits(run, batch, done) -> bool:
+    "Run one batch; False when memory ran out (the traceback, which keeps tensors alive, is gone by then)."
+    try:
+        run(batch, done)
+        return True
+    except RuntimeError as e: # PyTorch's CPU allocator raises a plain one
+        short = any(s in str(e) for s in ('allocate memory', 'out of memory'))
+        if len(batch) == 1 or not (short or type(e).__name__ == 'OutOfMemoryError'):
+            raise
+        return False
+
+# %% ../nbs/00_core.ipynb #764f5caf
+def in_batches(
+    items: list, # what to run
+    size: int, # items in a batch
+    run, # called with each batch and the number of items before it; may run out of memory
+    key=None, # item -> value: only neighbors of equal value share a batch
+) -> tuple: # (size at the end, how often it was halved)
+    "Run all items in batches; when memory runs out, go on with half of a batch and say so once."
+    done = halved = 0
+    while done < len(items):
+        batch = items[done:done + size]
+        if key:
+            batch = [i for i in batch if key(i) == key(batch[0])]
+        if _fits(run, batch, done):
+            done += len(batch)
+            continue
+        if not halved:
+            warnings.warn(f'out of memory with {len(batch)} windows in a batch; going on with smaller batches')
+        size, halved = max(1, len(batch) // 2), halved + 1
+    return size, halved
