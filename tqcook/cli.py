@@ -8,6 +8,7 @@ __all__ = ['describe', 'doctor', 'main']
 # %% ../nbs/84_cli.ipynb #2ea0ae8c
 import argparse
 import contextlib
+import html
 import json
 import os
 import re
@@ -139,7 +140,7 @@ def _terminal(md: str) -> str:
     "Markdown for a terminal: its tables aligned, the rest as it is."
     blocks, out = re.split(r'((?:^\|.*\n?)+)', md, flags=re.M), []
     for b in blocks: out.append(_table(b.rstrip('\n')) + '\n' if b.startswith('|') else b)
-    return ''.join(out).rstrip()
+    return html.unescape(''.join(out)).rstrip()
 
 # %% ../nbs/84_cli.ipynb #8b3dc6f6
 class _Parser(argparse.ArgumentParser):

@@ -153,7 +153,7 @@ def make_portable(path,          # a checkpoint directory
     d, changed = Path(path), []
     def put(name, old, new):
         if new != old: write_json(d/name, new); changed.append(name)
-    here = read_json(d/'config.json')
+    here = read_json(d/'config.json', finite=False)
     if (d/'rank0.safetensors').exists():  # ModelOpt 0.47 looks for the older name too, and writes no base at all
         rope = rope_settings(config or {})
         add = dict(rotary_base=rope['rope_theta'], rotary_scaling=rope['rope_scaling']) if rope else {}

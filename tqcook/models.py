@@ -125,7 +125,7 @@ def inspect_dir(
     if (path/'adapter_config.json').exists():
         raise CookError(f'{path} holds a LoRA adapter, not a model; merge it into its base model first (peft: merge_and_unload) and save that')
     if not (path/'config.json').exists(): raise CookError(f'{path} has no config.json; expected a Hugging Face model directory')
-    cfg = read_json(path/'config.json')
+    cfg = read_json(path/'config.json', finite=False)
     if not isinstance(cfg, dict) or not cfg.get('architectures'):
         raise CookError(f"{path}/config.json names no `architectures`; add the model's class there, such as [\"LlamaForCausalLM\"]")
     if cfg.get('auto_map'): raise CookError(f'{path} needs code of its own (auto_map in config.json); such models are not loaded, because trust_remote_code is off')
