@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from tqcook import models, quantize
-from tqcook.calibration import BINS, ClipCounter, RangeRecorder, bin_edges, choose_amax, log_histogram, run_windows, settled, text_facts, token_divergence
+from tqcook.calibration import text_facts, token_divergence
+from tqcook.ranges import BINS, Range, RangeRecorder, bin_edges, choose_amax, log_histogram, run_windows, settled
 from tqcook.core import CookError
 
 
@@ -71,10 +72,10 @@ def test_other_errors_are_not_taken_for_memory(llama, monkeypatch):
 
 def test_clipping_on_other_text_is_counted_exactly(llama):
     lins, c = models.linears(llama.model), text(4, seed=5)
-    amax = {n: torch.tensor(1.) for n in lins}
+    judged = {n: Range(torch.tensor(1.), 'int8') for n in lins}
     inputs = {}
     hs = [m.register_forward_pre_hook(lambda m, a, n=n: inputs.setdefault(n, []).append(a[0].float())) for n, m in lins.items()]
-    with ClipCounter(lins, amax, {n: 'int8' for n in lins}) as clip: run_windows(llama.model, c.windows, clip, 2, progress=False)
+    with RangeRecorder(lins, 4, histogram=False, ranges=judged) as clip: run_windows(llama.model, c.windows, clip, 2, progress=False)
     for h in hs: h.remove()
     for n in lins:
         x = torch.cat([v.flatten() for v in inputs[n]]).abs()
@@ -148,7 +149,7 @@ def test_rules_leave_ranges_within_what_was_seen():
     x = torch.randn(50_000, generator=torch.Generator().manual_seed(0)); x[0] = 60.
     h, top = log_histogram(x, 10**6).numpy(), 60.
     for dtype in ('int8', 'e4m3'):
-        for rule in ('percentile', 'mse', 'entropy'): assert 0 < choose_amax(h, top, rule, dtype) <= top
+        for rule in ('percentile', 'mse'): assert 0 < choose_amax(h, top, rule, dtype) <= top
     from modelopt.torch.quantization.tensor_quant import _tensor_quant
     cand = np.linspace(2, 60, 200)  # squared error of a fine search, ModelOpt's own rounding
     err = [float((_tensor_quant(x, torch.tensor(c)) - x).square().mean()) for c in cand]

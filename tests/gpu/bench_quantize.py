@@ -33,7 +33,7 @@ args = a.parse_args()
 warnings.simplefilter('ignore')
 
 from tqcook import data, models, compare, export, quantize
-from tqcook.calibration import run_windows
+from tqcook.ranges import run_windows
 import modelopt.torch.quantization as mtq
 from modelopt.torch.export import export_hf_checkpoint
 
