@@ -41,3 +41,16 @@ def demo_int8_sq(demo, tmp_path_factory): return _exported(demo, tmp_path_factor
 
 @pytest.fixture(scope='session')
 def demo_int8_wo(demo, tmp_path_factory): return _exported(demo, tmp_path_factory.mktemp('ckpt')/'int8_wo', 'int8_wo')
+
+@pytest.fixture(scope='session')
+def standin(tmp_path_factory):
+    "The Python of an environment with a stand-in for TensorRT-LLM."
+    import trtllm_standin
+    return trtllm_standin.install(tmp_path_factory.mktemp('env')/'trt', '1.2.1')
+
+@pytest.fixture
+def found(standin, monkeypatch):
+    "The stand-in, found the way that TensorRT-LLM is found."
+    from tqcook import trtllm
+    monkeypatch.setenv('TQCOOK_TRTLLM_PYTHON', str(standin))
+    return trtllm.find()

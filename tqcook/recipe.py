@@ -271,8 +271,8 @@ SCHEMA = 1
 EXIT = dict(PASS=0, FAIL=10, INCONCLUSIVE=11) # a verdict as an exit code
 
 # %% ../nbs/80_recipe.ipynb #a3b27bc3
-KEYS = '''schema recipe name size parameters environment model scheme kv calibration quality engine variants roofline
-          stages size_bytes seconds checkpoint details'''.split() # `details`: what belongs to one recipe alone
+KEYS = '''schema recipe name size parameters environment model scheme kv calibration quality runtime engine served
+          variants roofline stages size_bytes seconds checkpoint details'''.split() # `details`: what belongs to one recipe alone
 
 # %% ../nbs/80_recipe.ipynb #a297f3e6
 def _at(d: dict, path: str):

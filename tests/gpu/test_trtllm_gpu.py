@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope='module')
-def runtime():
+def found():
     r = trtllm.find()
     if r is None and os.environ.get('TQCOOK_REQUIRE_TRTLLM') == '1':
         pytest.fail('TQCOOK_REQUIRE_TRTLLM=1, and ' + trtllm.missing())
@@ -30,25 +30,26 @@ def gpu():
     return detect('cuda')
 
 
-def scoring(runtime, gpu, scheme='fp8'):
-    return trtllm.llm_settings(scheme, Workload(256, 1, 4), gpu, version=runtime.version, scoring=True)
+def scoring(found, gpu, scheme='fp8'):
+    return trtllm.llm_settings(scheme, Workload(256, 1, 4), gpu, version=found.version, scoring=True)
 
 
-def test_contract(runtime): assert serving.check_contract(runtime) == []
+def test_contract(found):
+    assert trtllm.check_contract(found) == []
 
 
-def test_parity_with_a_negative_control(runtime, gpu, demo, demo_fp8, held_out, tmp_path):
+def test_parity_with_a_negative_control(found, gpu, demo, demo_fp8, held_out, tmp_path):
     "TensorRT-LLM is nearer to the dequantized file than to the unquantized model, or it did not run the quantized weights."
     from tqcook import runtime, compare
     reference = runtime.load(demo_fp8, device='cuda', kernels='reference')
-    with serving.Scorer(demo_fp8, runtime, scoring(runtime, gpu), reference, work=tmp_path) as s:
+    with serving.Scorer(demo_fp8, found, scoring(found, gpu), reference, work=tmp_path) as s:
         same, other = (compare.compare(m, s, held_out, noise_floor=False, progress=False).stats
                        for m in (reference, demo))
     assert abs(same['ppl_ratio'].value - 1) < 2e-3, same['ppl_ratio']
     assert same['kld_mean'].value < other['kld_mean'].value / 2, (same['kld_mean'], other['kld_mean'])
 
 
-def test_recipe_serve(runtime, demo_fp8, tmp_path):
+def test_recipe_serve(found, demo_fp8, tmp_path):
     with socket.socket() as s: s.bind(('localhost', 0)); port = s.getsockname()[1]
     r = subprocess.run([sys.executable, '-m', 'tqcook', 'run', 'serve', '-o', tmp_path/'run', '-p',
                         f'checkpoint={demo_fp8}', '-p', f'port={port}', '-p', 'device=cuda'],
@@ -56,22 +57,23 @@ def test_recipe_serve(runtime, demo_fp8, tmp_path):
     assert r.returncode == 0, r.stderr[-3000:]
     d = json.loads((tmp_path/'run'/'results.json').read_text())
     assert {s['name'] for s in d['stages'] if s['status'] == 'skipped'} == {'quantize'}
-    assert d['engine']['load']['failed'] == 0 and set(d['engine']['bench']) == {'BF16', 'fp8'}
-    assert d['engine']['bench']['fp8']['quantization'] == 'FP8'
+    assert set(d['served']['bench']) == {'BF16', 'fp8'} and d['served']['answer']
+    assert d['served']['bench']['fp8']['quantization'] == 'FP8'
 
 
-def test_int8_smoothquant_engine(runtime, gpu, demo, held_out, tmp_path):
+def test_int8_smoothquant_engine(found, gpu, demo, held_out, tmp_path):
     "The legacy way, up to 1.2.1: checkpoint by ModelOpt, engine by trtllm-build, scored through its context logits."
-    from tqcook import data, runtime, compare, export, quantize
+    from tqcook import compare, data, export, quantize
     from tqcook.schemes import has_engine_backend
-    if not has_engine_backend(runtime.version): pytest.skip(f'TensorRT-LLM {runtime.version} has no engine backend')
+    if not has_engine_backend(found.version): pytest.skip(f'TensorRT-LLM {found.version} has no engine backend')
     calib = data.calibration('code-train', demo.tokenizer, samples=16, length=256)
     legacy = export.export(quantize.quantize(demo, calib, 'int8_sq', progress=False), tmp_path/'legacy',
                              layout='trtllm_legacy')
-    seconds = serving.build_engine(legacy, tmp_path/'out', gpu, runtime, 'int8_sq', workload=Workload(256, 8, 4),
-                                  scoring=True)
-    assert set(seconds) == {'build'}
-    with serving.Scorer(tmp_path/'out'/'engine', runtime, scoring(runtime, gpu, 'none'), demo, backend='tensorrt',
+    commands = trtllm.engine_commands(legacy, tmp_path/'out', workload=Workload(256, 8, 4), version=found.version,
+                                      scoring=True)
+    (build, _), = commands
+    serving.call([*found.tool(build[0]), *build[1:]], tmp_path/'build.log')
+    with serving.Scorer(tmp_path/'out'/'engine', found, scoring(found, gpu, 'none'), demo, backend='tensorrt',
                        work=tmp_path) as s:
         c = compare.compare(demo, s, held_out, noise_floor=False, progress=False).stats
     assert abs(c['ppl_ratio'].value - 1) < .05 and c['kld_mean'].value > 0
