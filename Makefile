@@ -1,19 +1,30 @@
 # make            this help
 # make cook       quantize the demonstration model to FP8 and show what it cost
 # make test       everything that CI runs on a CPU
+# make quick      the tests to edit against: handwriting, sizes and whatever takes seconds
+# make prepare    before a commit: imports in order, export, clean, README; then what ruff finds
 # make lab        JupyterLab on the recipes
 # make gpu-test   what a GPU job runs; fails where there is no GPU
-# make clean      remove the environment, runs and build leftovers
+# make recipes    all of RECIPES in SIZE into OUT, one after another
+# make summary    what the runs below runs/ found, as a Markdown table
+# make clean      remove the environment and build leftovers; what recipes left in runs/ stays
+# make distclean  remove runs/ as well
 #
 # Variables:  PYTHON=python3.12   the interpreter to build the environment with (3.11 to 3.13)
 #             VENV=none           install nothing, use PYTHON as it is (a container, a GPU machine without network)
+#             RECIPE=fp8          the recipe that `make cook` runs
+#             RECIPES="fp8 int8"  those that `make recipes` runs, with SIZE=smoke and OUT=runs
 #             ARGS="-k run"       more arguments for pytest or tqcook
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help cook test lab gpu-test readme clean install
+.PHONY: help cook test quick prepare lab gpu-test recipes summary readme clean distclean install
 
 PYTHON ?= python3
 VENV ?= .venv
+RECIPE ?= fp8
+RECIPES ?= $(RECIPE)
+SIZE ?= smoke
+OUT ?= runs
 ARGS ?=
 
 ifeq ($(VENV),none)
@@ -28,10 +39,19 @@ help:
 	@sed -n '/^#/!q; s/^# \{0,1\}//p' Makefile
 
 cook: $(STAMP)
-	@$(PY) -m tqcook run fp8 $(ARGS)
+	@$(PY) -m tqcook run $(RECIPE) $(ARGS)
+
+PYTEST = OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(PY) -m pytest -q -n 2 --dist loadfile
 
 test: $(STAMP)
-	@OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(PY) -m pytest -q -n 2 --dist loadfile tests $(ARGS)
+	@$(PY) tests/house.py
+	@$(PYTEST) tests $(ARGS)
+
+quick: $(STAMP)
+	@$(PYTEST) -m 'not slow and not gpu' tests $(ARGS)
+
+prepare: $(STAMP)
+	@$(PY) tests/prepare.py
 
 lab: $(STAMP)
 	@$(PY) -m jupyterlab recipes $(ARGS)
@@ -40,16 +60,28 @@ lab: $(STAMP)
 gpu-test: $(STAMP)
 	@nvidia-smi --query-gpu=name,driver_version,compute_cap,memory.total --format=csv || { echo "make gpu-test: nvidia-smi finds no NVIDIA GPU here" >&2; exit 1; }
 	@TQCOOK_REQUIRE_GPU=1 $(PY) -m pytest -q -m gpu tests $(ARGS)
-	@$(PY) -m tqcook run fp8 -p device=cuda -o runs/gpu/fp8
+	@$(PY) -m tqcook run fp8 -p device=cuda -o runs/gpu-test/fp8
+
+# One that fails does not keep the others from running; all that failed are named at the end.
+recipes: $(STAMP)
+	@failed=; for r in $(RECIPES); do $(PY) -m tqcook run $$r --size $(SIZE) -o $(OUT)/$$r $(ARGS) || failed="$$failed $$r"; done; \
+	[ -z "$$failed" ] || { echo "make recipes: failed:$$failed" >&2; exit 1; }
+
+summary: $(STAMP)
+	@$(PY) tests/make_table.py runs
 
 # README.md comes from nbs/index.ipynb; a test fails when they differ.
 readme: $(STAMP)
 	@$(PY) tests/make_readme.py
 
 clean:
-	rm -rf .venv build dist runs recipes/runs _docs _proc .pytest_cache tqcook.egg-info
+	rm -rf .venv build dist _docs _proc .pytest_cache .ruff_cache tqcook.egg-info
 	find nbs recipes tests tqcook -name __pycache__ -prune -exec rm -rf {} +
 	find nbs recipes tests tqcook -name .ipynb_checkpoints -prune -exec rm -rf {} +
+	@git config --local --remove-section merge.nbdev-merge 2>/dev/null || true
+
+distclean: clean
+	rm -rf runs recipes/runs
 
 install: $(STAMP)
 
@@ -70,4 +102,11 @@ $(STAMP): settings.ini constraints.txt
 	  echo "First use: installing into $(VENV), about 2 GB (7 GB where no CPU build of PyTorch is to be had); 1 to 5 minutes on a fast line."; \
 	  install "torch==$$torch+cpu" 2>/dev/null || { echo "This package index has no CPU build of PyTorch; taking the general one."; install "torch==$$torch"; }; \
 	fi && install -c constraints.txt -e '.[dev]' && $(PY) -m pip check >/dev/null && touch "$@"
+	@if [ -d .git ]; then $(HOOKS); fi
+	@echo "Installed. To type tqcook, papermill and jupyter as they are: . $(VENV)/bin/activate"
 endif
+
+# Two branches that changed one notebook are merged cell by cell, as nbdev_install_hooks would have it (see .gitattributes), but
+# with the full path, so that git finds the command outside of the environment too, and without writing to anyone's home.
+HOOKS = git config --local merge.nbdev-merge.name 'notebooks, cell by cell' && \
+	git config --local merge.nbdev-merge.driver '"$(abspath $(VENV))/bin/nbdev_merge" %O %A %B %P'

@@ -1,21 +1,41 @@
 "Shared models and checkpoints: made once, used by every test that needs one."
 import os
+
 os.environ.setdefault('HF_HUB_OFFLINE', '1')  # no test may reach for a hub
 os.environ.setdefault('TOKENIZERS_PARALLELISM', 'false')
 import pytest
 
+
 def pytest_configure(config):
     config.addinivalue_line('markers', 'gpu: needs an NVIDIA GPU')
-    config.addinivalue_line('markers', 'slow: takes more than ten seconds')
+    config.addinivalue_line('markers', 'slow: takes more than five seconds; left out by `make quick`')
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    "The tests of a file share what they make, so they stay together; notebooks share nothing and are spread."
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByFile(LoadScopeScheduling):
+        def _split_scope(self, nodeid):
+            return nodeid if '::test_notebook[' in nodeid else nodeid.split('::')[0]
+
+    return ByFile(config, log)
+
 
 def pytest_collection_modifyitems(items):
-    "GPU tests are skipped without a GPU, but fail when TQCOOK_REQUIRE_GPU=1 promises one: a GPU job must not pass by skipping."
-    if not any('gpu' in i.keywords for i in items): return
+    "Without a GPU its tests are skipped; where TQCOOK_REQUIRE_GPU=1 promises one, nothing passes by skipping."
+    needy = [item for item in items if item.get_closest_marker('gpu')]
+    if not needy:
+        return
     import torch
-    if torch.cuda.is_available(): return
-    if os.environ.get('TQCOOK_REQUIRE_GPU') == '1': pytest.exit('TQCOOK_REQUIRE_GPU=1, but PyTorch finds no GPU here', returncode=1)
-    for i in items:
-        if 'gpu' in i.keywords: i.add_marker(pytest.mark.skip(reason='needs an NVIDIA GPU'))
+    if torch.cuda.is_available():
+        return
+    if os.environ.get('TQCOOK_REQUIRE_GPU') == '1':
+        pytest.exit('TQCOOK_REQUIRE_GPU=1, but PyTorch finds no GPU here', returncode=1)
+    for item in needy:
+        item.add_marker(pytest.mark.skip(reason='needs an NVIDIA GPU'))
+
 
 @pytest.fixture(scope='session')
 def demo():

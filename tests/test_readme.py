@@ -1,19 +1,71 @@
-"README.md is made from nbs/index.ipynb, and what it tells people to type exists."
+"README.md is made from nbs/index.ipynb, and what any page tells people to type exists."
+import json
 import re
+
+import pytest
+
 from make_readme import ROOT, readme
 
+PAGES = [p for p in ('README.md', 'nbs/index.ipynb', 'CHANGELOG.md', 'CONTRIBUTING.md') if (ROOT/p).exists()]
+
+
+def content(page):
+    "The text of a page; of a notebook, of all its cells."
+    text = (ROOT/page).read_text(encoding='utf-8')
+    if page.endswith('.ipynb'):
+        return '\n'.join(''.join(c['source']) for c in json.loads(text)['cells'])
+    return text
+
+
+def typed(text):
+    "What stands in blocks of shell commands and between single backticks, a line each."
+    blocks = re.findall(r'```(?:bash|sh|console|)\n(.*?)```', text, re.S) + re.findall(r'`([^`\n]+)`', text)
+    return [line.strip().lstrip('$ ') for block in blocks for line in block.split('\n')]
+
+
+def verbs():
+    from tqcook import cli
+    groups = cli._parser()._subparsers._group_actions
+    return set(groups[0].choices)
+
+
+def targets():
+    return set(re.findall(r'^([a-z][\w-]*):', (ROOT/'Makefile').read_text(), re.M))
+
+
 def test_readme_is_current():
-    assert (ROOT/'README.md').read_text() == readme(), 'README.md and nbs/index.ipynb differ: run `make readme`'
+    assert (ROOT/'README.md').read_text() == readme(), 'README.md and nbs/index.ipynb differ: run `make prepare`'
 
-def test_links_lead_somewhere():
-    for link in re.findall(r'\]\((?!https?:|#)([^)#]+)', readme()): assert (ROOT/link).exists(), link
 
-def test_commands_exist():
-    text = readme(); make = (ROOT/'Makefile').read_text()
-    for t in re.findall(r'^(?:\$ )?make (\w[\w-]*)', text, re.M): assert re.search(rf'^{t}:', make, re.M), t
-    verbs = set(re.findall(r'tqcook (run|list|doctor|compare|check)\b', text))
-    assert {'run', 'list'} <= verbs
-    from tqcook.recipe import recipes
-    names = {r.name for r in recipes()}
-    for r in re.findall(r'tqcook run (\w+)', text): assert r in names, r
-    for p in re.findall(r'(?:recipes|nbs)/[\w/.-]+\.ipynb', text): assert (ROOT/p).exists(), p
+@pytest.mark.parametrize('page', PAGES)
+def test_links_lead_somewhere(page):
+    for link in re.findall(r'\]\(((?!https?:|#|mailto:)[^)\s]+)\)', content(page)):
+        path = link.split('#')[0]
+        if 'data:' not in link and '{' not in link:
+            assert (ROOT/path).exists() or (ROOT/'nbs'/path).exists(), link
+
+
+@pytest.mark.parametrize('page', PAGES)
+def test_documented_commands_exist(page):
+    from tqcook import recipe
+    for line in typed(content(page)):
+        for target in re.findall(r'^make ([\w-]+)', line):
+            assert target in targets(), line
+        for verb, name in re.findall(r'^(?:python -m )?tqcook ([\w-]+)(?: ([\w./-]+))?', line):
+            assert verb in verbs() or verb.startswith('-'), line
+            if verb == 'run' and name and not name.startswith('-'):
+                recipe.find_recipe(name)
+        for path in re.findall(r'(?<![\w/.-])((?:recipes|nbs|tests)/[\w./-]+\.\w+)', line):
+            assert (ROOT/path).exists(), line
+
+
+def test_the_readme_names_the_verbs_that_matter():
+    assert {'run', 'list'} <= {line.split()[1] for line in typed(readme()) if line.startswith('tqcook ')}
+
+
+def test_make_targets_are_the_documented_ones():
+    "The help at the top of the Makefile has every target but those that other targets and programs use."
+    text = (ROOT/'Makefile').read_text()
+    helped = set(re.findall(r'^# make ([\w-]+)', text, re.M))
+    assert targets() == helped | {'help', 'install', 'readme'}
+    assert targets() == set(re.search(r'^\.PHONY: (.*)', text, re.M)[1].split())
