@@ -193,7 +193,7 @@ print((end - middle) / (middle - start), *sorted(set({heavy}) & set(sys.modules)
 
 @pytest.mark.parametrize('names', [MODULES, ['quantize', 'runtime', 'compare']], ids=['all', 'three'])
 def test_imports_are_quick(names):
-    "Nothing heavy comes along, and it takes less than five times what NumPy takes beside it, on however busy a machine."
+    "Nothing heavy comes along, and it takes less than five times what NumPy does, on however busy a machine."
     modules = ', '.join(f'tqcook.{name}' for name in names)
     heavy = [*HEAVY, 'scipy', 'matplotlib', 'nbclient', 'papermill']
     runs = [python(TIMED.format(modules=modules, heavy=heavy)) for _ in range(6)][1:]  # the first one fills caches
