@@ -2,7 +2,7 @@
 import json, math, re
 from pathlib import Path
 import pytest
-from tqcook import core, data, models
+from tqcook import core, data, models, texts
 
 DEMO = models.demo_path()
 
@@ -57,7 +57,7 @@ def _bits_per_byte(model, tokenizer, docs, context=512, windows=24):
 def test_it_is_trained(demo):
     "At most 1.1 bits per byte on held-out modules; the same network with its weights shuffled is far above."
     import copy, torch
-    docs = data.code_documents()
+    docs = texts.code_documents()
     assert _bits_per_byte(demo.model, demo.tokenizer, docs) <= 1.1
     spoiled, g = copy.deepcopy(demo.model), torch.Generator().manual_seed(0)
     for m in models.linears(spoiled).values():

@@ -2,7 +2,7 @@
 import json, os, struct, subprocess, sys
 from pathlib import Path
 import pytest
-from tqcook import core, data, models, cli, runner
+from tqcook import core, data, models, texts, cli, runner
 from tqcook.core import CookError
 
 @pytest.fixture(scope='module')
@@ -20,7 +20,7 @@ ROW = json.dumps(dict(text='hello world ' * 200)).encode()
 def test_odd_but_good_jsonl(tmp_path, tok, raw):
     p = tmp_path/'é 漢.jsonl'
     p.write_bytes(raw)
-    docs, _ = data.read_text(str(p))
+    docs, _ = texts.read_text(str(p))
     assert docs[0].startswith('hello') and len(data.corpus(str(p), tok, 64))
 
 @pytest.mark.parametrize('line, word', [(ROW[:-2] + b'\\ud800"}', 'surrogate'), (b'[' * 100_000, 'line 2'), (b'9' * 6000, 'line 2')])
