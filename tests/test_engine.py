@@ -3,7 +3,7 @@ import copy, json, math, shutil, time
 import numpy as np, pytest, torch
 from tqcook import formats, linears, parity, runtime, models, export, quantize
 from tqcook.checkpoint import Checkpoint
-from tqcook.formats import e4m3_values
+from tqcook.formats import code_values
 from tqcook.core import CookError
 from tqcook.device import Device
 
@@ -37,8 +37,8 @@ def cooked(tmp_path_factory):
 
 def nearest_e4m3(x):
     "Round to nearest, ties to even, by searching the table of all values."
-    grid = np.unique(e4m3_values()[~np.isnan(e4m3_values())])
-    code = {float(v): b for b, v in enumerate(e4m3_values()) if b < 127}
+    grid = np.unique(code_values('e4m3')[~np.isnan(code_values('e4m3'))])
+    code = {float(v): b for b, v in enumerate(code_values('e4m3')) if b < 127}
     out = []
     for v in np.asarray(x, np.float64).clip(-448, 448):
         d = np.abs(grid - v); best = grid[d == d.min()]

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from .core import CookError, fmt_bytes, read_json, suggest
-from .formats import NUMPY_TYPES, decode, e4m3_values, to_e4m3
+from .formats import E4M3_MAX, NUMPY_TYPES, code_values, decode, round_to
 from .schemes import ALGOS, ALGOS_LATER, KV_ALGOS, NOT_IN_PYTORCH
 from .shapes import expected_shapes
 from tqcook.checkpoint import (
@@ -283,7 +283,7 @@ def _requantized_error(c, g, scales):
         t = c.modules[m]['weight']
         if t.dtype != 'F8_E4M3': continue
         w = np.nan_to_num(decode(next(_chunks(c, t, 1 << 22)), t.dtype)) * np.float32(s)
-        worst = max(worst, float(np.linalg.norm(to_e4m3(w / top) * top - w) / (np.linalg.norm(w) or 1)))
+        worst = max(worst, float(np.linalg.norm(round_to(w / top, 'e4m3', E4M3_MAX) * top - w) / (np.linalg.norm(w) or 1)))
     return worst
 
 # %% ../nbs/41_contract.ipynb #e36369b6
@@ -380,7 +380,7 @@ def _check_weights(c):
             bad += int(n)
         if bad: yield finding('weight-nonfinite', f'{bad} of {t.size} values are NaN or infinite', file=t.file, tensor=k)
         full = {'F8_E4M3': 448, 'I8': 127}.get(t.dtype)
-        largest = float(e4m3_values()[top]) if t.dtype == 'F8_E4M3' else top
+        largest = float(code_values('e4m3')[top]) if t.dtype == 'F8_E4M3' else top
         if full and not bad and t.size > 256 and largest < full / 2:
             yield finding('scale-loose', f'the largest code is {largest:g}', expected=f'{full}', file=t.file, tensor=k)
 
