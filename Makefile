@@ -6,6 +6,7 @@
 # make lab        JupyterLab on the recipes
 # make gpu-test   what a GPU job runs; fails where there is no GPU
 # make recipes    all of RECIPES in SIZE into OUT, one after another
+# make bands      hold the runs in OUT against the gallery's
 # make summary    what the runs below runs/ found, as a Markdown table
 # make clean      remove the environment and build leftovers; what recipes left in runs/ stays
 # make distclean  remove runs/ as well
@@ -17,7 +18,7 @@
 #             ARGS="-k run"       more arguments for pytest or tqcook
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help cook test quick prepare lab gpu-test recipes summary readme clean distclean install
+.PHONY: help cook test quick prepare lab gpu-test recipes bands summary readme clean distclean install
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -66,6 +67,9 @@ gpu-test: $(STAMP)
 recipes: $(STAMP)
 	@failed=; for r in $(RECIPES); do $(PY) -m tqcook run $$r --size $(SIZE) -o $(OUT)/$$r $(ARGS) || failed="$$failed $$r"; done; \
 	[ -z "$$failed" ] || { echo "make recipes: failed:$$failed" >&2; exit 1; }
+
+bands: $(STAMP)
+	@$(PY) tests/bands.py $(OUT)
 
 summary: $(STAMP)
 	@$(PY) tests/make_table.py runs
