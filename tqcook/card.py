@@ -81,7 +81,7 @@ def _serve(c, trtllm):
     "Commands for TensorRT-LLM, or why there are none."
     from tqcook import schemes
     s = schemes.trtllm_support(c.scheme, trtllm, 'pytorch' if c.layout == 'hf' else 'tensorrt') if c.scheme else None
-    if s is None or not s.native: return [f"TensorRT-LLM {trtllm} does not serve it{': ' + s.why if s else ''}."]
+    if s is None or not s.runs: return [f"TensorRT-LLM {trtllm} does not serve it{': ' + s.why if s else ''}."]
     if c.layout == 'trtllm':
         return ['```', 'trtllm-build --checkpoint_dir . --output_dir ../engine', '```', '', f'TensorRT-LLM {trtllm}.']
     sm = schemes.SCHEMES[c.scheme].min_sm

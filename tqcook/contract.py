@@ -16,7 +16,7 @@ import numpy as np
 
 from .core import CookError, fmt_bytes, read_json, suggest
 from .formats import E4M3_MAX, NUMPY_TYPES, code_values, decode, round_to
-from .schemes import ALGOS, ALGOS_LATER, KV_ALGOS, NOT_IN_PYTORCH
+from .schemes import ALGOS, ALGOS_LATER, KV_ALGOS, NOT_IN_PYTORCH, canonical_algo, scheme_of
 from .shapes import expected_shapes
 from tqcook.checkpoint import (
     BadCheckpoint,
@@ -25,14 +25,12 @@ from tqcook.checkpoint import (
     GROUP_SIZES,
     QUANTIZED_TYPES,
     RULES,
-    SCHEME_OF,
     SEVERITIES,
     SMALL,
     TOKENIZERS_V5,
     algo_of,
     as_dict,
     as_list,
-    canonical_algo,
     finding,
     group_of,
     is_quantized,
@@ -105,7 +103,7 @@ def _check_form(c, v):
         return
     yield from _check_algo(c, v)
     if c.layout != 'hf': return
-    raw, at = read_json(Path(c.path)/c.source), dict(file=c.source)
+    raw, at = read_json(Path(c.path)/c.source, finite=False), dict(file=c.source)
     if 'quantization' not in raw and v < (1, 4):
         yield finding('quant-config-form', 'a flat file', severity='error' if v < (1, 3) else 'warning', **at)
     inline = canonical_algo(q.get('quant_algo')) if isinstance(q, dict) else None
@@ -393,21 +391,21 @@ def _check_support(c, trtllm, backend, sm, name):
 # %% ../nbs/41_contract.ipynb #34494ca4
 def _check_algo_support(c, algo, trtllm, backend, sm, name):
     from tqcook.schemes import SCHEMES, trtllm_support
-    scheme, at, here = SCHEME_OF.get(algo), dict(file=c.source), f'{algo} on TensorRT-LLM {trtllm}, {backend} backend'
+    scheme, at, here = scheme_of(algo), dict(file=c.source), f'{algo} on TensorRT-LLM {trtllm}, {backend} backend'
     if not scheme:
         if backend == 'pytorch' and algo in NOT_IN_PYTORCH:
             yield finding('algo-unsupported', here, consequence='ValueError: unsupported quant mode', **at)
         return
     s = trtllm_support(scheme, trtllm, backend)
     legacy = "export with layout='trtllm_legacy', build with trtllm-build of TensorRT-LLM 1.2.1"
-    if not s.native:
+    if not s.runs:
         fix = f'{legacy}; or take fp8' if scheme == 'int8_sq' and c.layout == 'hf' else None
         yield finding('algo-unsupported', here, consequence=s.why, remedy=fix, **at)
     elif backend == 'tensorrt' and c.layout == 'hf':
         yield finding('layout', 'a Hugging Face layout for a TensorRT engine', expected="trtllm-build's layout",
                  remedy=legacy, **at)
-    elif sm and not (d := trtllm_support(scheme, trtllm, backend, sm)).native:
-        runs = [x for x in SCHEMES if trtllm_support(x, trtllm, backend, sm).native]
+    elif sm and not (d := trtllm_support(scheme, trtllm, backend, sm)).runs:
+        runs = [x for x in SCHEMES if trtllm_support(x, trtllm, backend, sm).runs]
         yield finding('device-unsupported', f'{algo} on {name} (sm{sm})', consequence=d.why,
                  remedy=f"this GPU runs {', '.join(runs) or 'none'}", **at)
     elif scheme == 'int8_wo' and backend == 'pytorch':

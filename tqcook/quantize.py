@@ -35,12 +35,6 @@ def _use_backend(model):
         if isinstance(q, nn.TensorQuantizer) and q.num_bits in ((4, 3), 8, 4) and not q.unsigned and not q.is_mx_format:
             q.backend = 'tqcook'
 
-# %% ../nbs/32_quantize.ipynb #539a327b
-_CONFIGS = dict(fp8='FP8_DEFAULT_CFG', fp8_rowwise='FP8_PER_CHANNEL_PER_TOKEN_CFG',
-                fp8_block='FP8_2D_BLOCKWISE_WEIGHT_ONLY_CFG',
-                int8_sq='INT8_SMOOTHQUANT_CFG', int8_wo='INT8_WEIGHT_ONLY_CFG', int4_awq='INT4_AWQ_CFG',
-                nvfp4='NVFP4_DEFAULT_CFG')
-
 # %% ../nbs/32_quantize.ipynb #8b322bf2
 def preflight(
     loaded: Loaded, # the model
@@ -49,7 +43,10 @@ def preflight(
     exclude=(), # patterns of module names to leave alone
 ) -> dict: # name -> linear layer that will be quantized
     "Check that a model can be quantized this way; `CookError` says why not."
-    s = schemes.get(scheme); schemes.check_kv(kv)
+    s = schemes.get(scheme)
+    schemes.check_kv(kv)
+    if s.name in ('int8_token', 'mxfp8'):
+        raise CookError(f'{s.name} is not quantized here yet; take fp8 or int8_sq')
     if loaded.kind != 'hf':
         raise CookError(f'{loaded.name} is of kind {loaded.kind!r}, expected an unquantized model; load it again with '
                         f'models.load')
@@ -100,7 +97,7 @@ class Quantized:
 def _config(s, kv, exclude):
     "ModelOpt's configuration for a scheme."
     mtq = need('modelopt.torch.quantization', 'quantize')
-    cfg = _copy.deepcopy(getattr(mtq, _CONFIGS[s.name]))
+    cfg = _copy.deepcopy(getattr(mtq, s.modelopt))
     if kv == 'fp8':
         cfg['quant_cfg'].append(dict(quantizer_name='*[kv]_bmm_quantizer',
                                      cfg=dict(num_bits=(4, 3), use_constant_amax=True)))
