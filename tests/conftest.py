@@ -74,3 +74,23 @@ def found(standin, monkeypatch):
     from tqcook import trtllm
     monkeypatch.setenv('TQCOOK_TRTLLM_PYTHON', str(standin))
     return trtllm.find()
+
+@pytest.fixture(scope='session')
+def cooked(tmp_path_factory):
+    "scheme -> (directory, base, fake-quantized logits) of a tiny random Llama, made once each."
+    import small
+    made = {}
+    def get(scheme, kv='none'):
+        if (scheme, kv) not in made:
+            made[scheme, kv] = small.cook(tmp_path_factory.mktemp('cooked')/f'{scheme}-{kv}', scheme=scheme, kv=kv)
+        return made[scheme, kv]
+    return get
+
+
+@pytest.fixture(scope='session')
+def both():
+    "Directory -> its runtime and its reference."
+    from tqcook import runtime
+    def get(path, device='cpu', **kw):
+        return [runtime.load(path, device=device, kernels=k, **kw) for k in ('real', 'reference')]
+    return get

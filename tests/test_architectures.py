@@ -1,11 +1,14 @@
-"Ten architectures in miniature, each through quantize, export, check and engine. None is named in the library's code."
-import pytest, torch
-from tqcook import contract, export, formats, parity, runtime, models, quantize
-from tqcook.checkpoint import Checkpoint
-from test_engine import Windows, tokens
+"Ten architectures in miniature, each through quantize, export, check and runtime. None is named in the library's code."
+import pytest
+import torch
+from small import Windows, tokens
 
-ARCHS = [a for a in models.TINY]
-WRONG_HERE = {'algo-unsupported', 'scheme-unsupported'} # INT8 SmoothQuant runs on TensorRT engines only; everything else must be in order
+from tqcook import contract, export, models, parity, quantize, runtime
+from tqcook.checkpoint import Checkpoint
+
+ARCHS = list(models.TINY)
+WRONG_HERE = {'algo-unsupported', 'scheme-unsupported'} # INT8 SmoothQuant runs on TensorRT engines only
+
 
 def quantizable(model):
     "How many weights must come out quantized: linears, and three for each expert that transformers keeps stacked."
@@ -13,66 +16,74 @@ def quantizable(model):
     router = [n for n in models.linears(model) if n.endswith('.gate') and 'mlp' in n] # routers stay in BF16
     return len(models.linears(model)) - len(router) + sum(3 * n for n in experts.values())
 
+
 def cook(arch, scheme, out, kv='none', **over):
     base = models.tiny(arch, **over)
     q = quantize.quantize(base, Windows(), scheme, kv=kv, progress=False)
-    with torch.no_grad(): fake = q.loaded.model(tokens()).logits.float()
+    with torch.no_grad():
+        fake = q.loaded.model(tokens()).logits.float()
     out = export.export(q, out)
     export.make_portable(out) # the older spellings that TensorRT-LLM's transformers reads; nothing for us changes
     return base, fake, out
 
+
 @pytest.mark.parametrize('scheme', ['fp8', 'int8_sq'])
 @pytest.mark.parametrize('arch', ARCHS)
-def test_quantize_export_check_engine(arch, scheme, tmp_path):
+def test_quantize_export_check_run(arch, scheme, tmp_path, both):
     base, fake, path = cook(arch, scheme, tmp_path/'x')
     n = quantizable(base.model)
     ck = Checkpoint.open(path)
     found = contract.check(path)
     assert {f.code for f in found.errors} <= (WRONG_HERE if scheme == 'int8_sq' else set()), str(found)
-    p = parity.parity(path, tokens(), base, device='cpu')
+    e, ref = both(path)
+    p = parity.parity(e, ref, tokens(), base)
     assert p.passed and p.expected == len(p.linears) == n, (n, p.failures)
     assert ck.scheme == p.scheme == scheme
-    wrong = parity.parity(path, tokens(), base, parity.sabotage(runtime.load(path, device='cpu'), 'bf16 weights', base))
+    with parity._damaged(e, 'bf16 weights', base):
+        wrong = parity.parity(e, ref, tokens(), base)
     assert not wrong.passed and wrong.worst > p.bound
-    ref = runtime.load(path, device='cpu', kernels='reference')
-    with torch.no_grad(): r, b = ref.model(tokens()).logits.float(), base.model(tokens()).logits.float()
+    with torch.no_grad():
+        r, b = ref.model(tokens()).logits.float(), base.model(tokens()).logits.float()
     assert (r - fake).norm() < (r - b).norm() # the file is nearer to what was fake-quantized than to the model before
-    assert len(runtime.generate(runtime.load(path, device='cpu'), [5, 6, 7], 4).ids) >= 1
+    assert len(runtime.generate(e, [5, 6, 7], 4).ids) >= 1
+
 
 @pytest.mark.parametrize('arch', ARCHS)
-def test_fp8_kv_reaches_attention(arch, tmp_path):
+def test_fp8_kv_reaches_attention(arch, tmp_path, both, monkeypatch):
     "Every architecture here reads its keys and values through transformers' attention interface, so the FP8 cache has an effect."
-    base, fake, path = cook(arch, 'fp8', tmp_path/'x', kv='fp8')
-    e = runtime.load(path, device='cpu')
+    base, _, path = cook(arch, 'fp8', tmp_path/'x', kv='fp8')
+    e, ref = both(path)
     assert e.notes['kv'] == 'fp8'
-    calls, old = [], formats.round_e4m3
-    formats.round_e4m3 = lambda x: calls.append(1) or old(x)
-    try:
-        with torch.no_grad(): e.model(tokens())
-    finally: formats.round_e4m3 = old
+    calls, real = [], runtime.round_e4m3
+    with monkeypatch.context() as m, torch.no_grad():
+        m.setattr(runtime, 'round_e4m3', lambda x: calls.append(1) or real(x))
+        e.model(tokens())
     assert len(calls) == 2 * e.config.num_hidden_layers
-    assert parity.parity(path, tokens(), base, e).passed
+    assert parity.parity(e, ref, tokens(), base).passed
+
 
 @pytest.mark.parametrize('arch', ['qwen2', 'gpt2', 'mixtral'])
 @pytest.mark.parametrize('scheme', ['fp8_rowwise', 'int8_wo'])
-def test_other_formats(arch, scheme, tmp_path):
+def test_other_formats(arch, scheme, tmp_path, both):
     "Biases, transposed weights and experts in the remaining formats with products of their own."
     base, _, path = cook(arch, scheme, tmp_path/'x')
-    p = parity.parity(path, tokens(), base, device='cpu')
+    p = parity.parity(*both(path), tokens(), base)
     assert p.passed and p.expected == quantizable(base.model), p.failures
 
-def test_biases_are_not_lost(tmp_path):
+
+def test_biases_are_not_lost(tmp_path, both):
     "Qwen2's QKV biases: random ones here, because a fresh model has zeros and would hide the loss."
     base = models.tiny('qwen2')
     with torch.no_grad():
         for n, b in base.model.named_parameters():
-            if n.endswith('.bias'): b.normal_(generator=torch.Generator().manual_seed(len(n)))
-    path = export.export(quantize.quantize(base, Windows(), 'fp8', progress=False), tmp_path/'x')
-    p = parity.parity(path, tokens(), base, device='cpu')
+            if n.endswith('.bias'):
+                b.normal_(generator=torch.Generator().manual_seed(len(n)))
+    e, ref = both(export.export(quantize.quantize(base, Windows(), 'fp8', progress=False), tmp_path/'x'))
+    p = parity.parity(e, ref, tokens(), base)
     assert p.passed, p.failures
-    e = runtime.load(path, device='cpu')
     e.model.model.layers[0].self_attn.q_proj.bias = None
-    assert not parity.parity(path, tokens(), base, e).passed
+    assert not parity.parity(e, ref, tokens(), base).passed
+
 
 def test_tied_embeddings_are_one_tensor(tmp_path):
     _, _, path = cook('gemma3', 'fp8', tmp_path/'x')
@@ -80,14 +91,16 @@ def test_tied_embeddings_are_one_tensor(tmp_path):
     assert m.get_output_embeddings().weight is m.get_input_embeddings().weight
     assert 'lm_head.weight' not in Checkpoint.open(path).tensors
 
+
 def test_soft_capping_is_kept(tmp_path):
-    "Gemma 2 caps attention logits, which SDPA ignores: the engine takes eager attention as transformers advises."
+    "Gemma 2 caps attention logits, which SDPA ignores: the runtime takes eager attention as transformers advises."
     _, _, path = cook('gemma2', 'fp8', tmp_path/'x')
     assert runtime.load(path, device='cpu').notes['attn'] == 'eager'
 
-def test_an_expert_that_nothing_chose(tmp_path):
+
+def test_an_expert_that_nothing_chose(tmp_path, both):
     "An expert that no token chose is reported, not failed."
     base, _, path = cook('mixtral', 'fp8', tmp_path/'x', num_local_experts=8, num_experts_per_tok=1)
-    p = parity.parity(path, torch.full((1, 3), 7), base, device='cpu')
-    assert p.to_dict()['unexercised'] > 0 and 'never chosen' in p._repr_markdown_()
+    p = parity.parity(*both(path), torch.full((1, 3), 7), base)
+    assert p.to_dict()['seen'] < p.expected and 'never chosen' in p._repr_markdown_()
     assert not [f for f in p.failures if 'flowed' in f]
