@@ -1,9 +1,14 @@
 """What notebook 13 cannot test about itself: bad input, a truncated engine, another architecture, ONNX against PyTorch."""
-import json, shutil, sys
-import numpy as np, pytest
+import json
+import shutil
+import sys
+
+import numpy as np
+import pytest
+
+from tqcook import compile
 from tqcook.core import CookError
 from tqcook.device import lookup
-from tqcook import compile
 
 torch = pytest.importorskip('torch')
 pytest.importorskip('onnx')
@@ -90,8 +95,8 @@ def test_too_large_for_onnx():
 
 def test_graph_computes_what_the_checkpoint_says(small):
     "ONNX's own reference interpreter against the dequantized model, weights only (activations quantized on a fine grid would differ by design)."
-    from onnx.reference import ReferenceEvaluator
     import onnx
+    from onnx.reference import ReferenceEvaluator
     loaded, d = small
     ck_dir = d.parent/'int8_wo'
     if not ck_dir.exists(): checkpoint_of(loaded, ck_dir, 'int8_wo')
@@ -116,8 +121,9 @@ def test_graph_computes_what_the_checkpoint_says(small):
 def test_graph_quantizes_activations_as_the_checkpoint_says(scheme, tmp_path):
     """Rounding at every layer makes FP16, BF16 and float32 differ by some per cent of a random model's small logits; the graph must be
     as near to float32 as tqcook's own reference engine is, and activation scales half as large again must show."""
-    from onnx.reference import ReferenceEvaluator
     import onnx
+    from onnx.reference import ReferenceEvaluator
+
     from tqcook import runtime
     from tqcook.checkpoint import Checkpoint
     d = checkpoint_of(models.tiny('llama'), tmp_path/'c', scheme, .02)

@@ -2,8 +2,8 @@
 import numpy as np
 import pytest
 import torch
-from small import rel
 
+from small import rel
 from tqcook import formats, linears
 from tqcook.core import CookError
 

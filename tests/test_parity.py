@@ -3,8 +3,8 @@ import json
 
 import pytest
 import torch
-from small import SCHEMES, tokens
 
+from small import SCHEMES, tokens
 from tqcook import models, parity, runtime
 from tqcook.core import CookError
 
@@ -14,8 +14,8 @@ def test_parity_and_its_negative_controls(cooked, both, scheme):
     path, base, _ = cooked(scheme)
     e, ref = both(path)
     p = parity.parity(e, ref, tokens(), base)
-    assert p.passed and p.expected == len(p.linears) == 14 and p.tokens == 128, p.failures
-    assert 5e-4 < p.worst < 4e-3 # the rounding of BF16 must be seen: an error of zero would mean that nothing was compared
+    assert p.passed and p.expected == p.linears == 14 and p.tokens == 128, p.failures
+    assert 5e-4 < p.worst < 4e-3 # the rounding of BF16 must be seen: zero would mean that nothing was compared
     controls = parity.negative_controls(e, ref, tokens(), base)
     assert {'bf16 weights', 'weight'} <= set(controls)
     assert ('weight_scale' in controls) == (scheme not in ('fp8_block', 'int4_awq'))
@@ -60,7 +60,7 @@ def test_the_demonstration_model(demo, demo_fp8, held_out, both):
     "A trained model on real text, windows chosen by default and given."
     e, ref = both(demo_fp8)
     p = parity.parity(e, ref, held_out, demo, max_windows=2)
-    assert p.passed and len(p.linears) == p.expected == len(models.linears(demo.model)), p.failures
+    assert p.passed and p.linears == p.expected == len(models.linears(demo.model)), p.failures
     assert p.logits < .25 * p.cost and 1e-3 < p.floor < p.cost
     wrong = parity.negative_controls(e, ref, held_out, demo, max_windows=2)['bf16 weights']
     assert wrong.worst > p.bound and wrong.logits > p.cost_share * wrong.cost # both tests notice
@@ -75,7 +75,7 @@ def test_the_free_logits_alone_tell_an_unquantized_model(cooked, both):
     right = parity.parity(e, ref, tokens(), base)
     wrong = parity.negative_controls(e, ref, tokens(), base)['bf16 weights']
     assert right.lean < .5 and wrong.lean > .95
-    wrong.linears, wrong.logits, wrong.floor = right.linears, 0., 10. # whatever else would have failed, passes
+    wrong.errors, wrong.logits, wrong.floor = right.errors, 0., 10. # whatever else would have failed, passes
     assert len(wrong.failures) == 1 and 'unquantized' in wrong.failures[0]
 
 

@@ -203,7 +203,7 @@ def test_export_is_whole_or_absent(llama, tmp_path, monkeypatch):
         monkeypatch.undo()
     q = quantize.quantize(llama, text(2), 'fp8', progress=False)
     assert (export.export(q, tmp_path/'out')/'model.safetensors').exists()
-    with pytest.raises(CookError, match='engine.load'): q.loaded.model(torch.zeros(1, 2, dtype=torch.long))
+    with pytest.raises(CookError, match='runtime.load'): q.loaded.model(torch.zeros(1, 2, dtype=torch.long))
     assert q.loaded.kind == 'exported'
 
 

@@ -6,8 +6,8 @@ import time
 
 import pytest
 import torch
-from small import SCHEMES, Windows, cook, edit, edit_quantization, rel, tokens
 
+from small import SCHEMES, Windows, cook, edit, edit_quantization, rel, tokens
 from tqcook import export, formats, models, parity, quantize, runtime, skeleton
 from tqcook.checkpoint import Checkpoint
 from tqcook.core import CookError
@@ -46,9 +46,10 @@ def test_load(cooked, scheme):
 
 @pytest.mark.parametrize('scheme', ['fp8', 'int8_sq'])
 def test_stored_weights_stay_small(cooked, scheme):
+    "A byte less for each weight, a few scales more."
     path, base, _ = cooked(scheme)
     linear = sum(m.weight.numel() for m in models.linears(base.model).values())
-    assert runtime.load(path, device='cpu').nbytes < base.nbytes - .95 * linear # a byte less a weight, a few scales more
+    assert runtime.load(path, device='cpu').nbytes < base.nbytes - .95 * linear
 
 
 # ModelOpt's export gives q, k and v one amax where each is a single block, as here
@@ -260,9 +261,9 @@ def test_forward_costs_at_most_five_times_bf16_on_the_cpu(tmp_path):
     try:
         with torch.no_grad():
             for _ in range(4):
-                for i, l in enumerate((base, e)):
+                for i, model in enumerate((base, e)):
                     start = time.process_time()
-                    l.model(ids, use_cache=False)
+                    model.model(ids, use_cache=False)
                     best[i] = min(best[i], time.process_time() - start)
     finally:
         torch.set_num_threads(threads)

@@ -118,7 +118,7 @@ def _class_name(model): # the transformers class, below what ModelOpt made of it
 def _consumed(out_dir):
     def forward(*a, **kw):
         raise CookError(f'this model was exported to {out_dir}, which consumed it; '
-                        'load that directory with engine.load')
+                        'load that directory with runtime.load')
     return forward
 
 # %% ../nbs/34_export.ipynb #b4d760e0

@@ -71,8 +71,8 @@ def int8_mm(
 # %% ../nbs/50_linears.ipynb #7e00e7ac
 SPANS = { # storage -> what an input scale may cover, as engines have it; the first is the default
     'fp8': ('static', 'tensor'), 'fp8_rowwise': ('token',), 'fp8_block': ('none',),
-    'int8_sq': ('static', 'token'), 'int8_wo': ('none',),
-    'int4_awq': ('none',), 'nvfp4': ('none',),
+    'int8_sq': ('static', 'token'), 'int8_token': ('token',), 'int8_wo': ('none',),
+    'int4_awq': ('none',), 'nvfp4': ('none',), 'mxfp8': ('none',),
 }
 
 # %% ../nbs/50_linears.ipynb #32ddbf53

@@ -28,7 +28,7 @@ class Loaded:
     model: object # a Hugging Face causal LM in eval mode
     tokenizer: object # None when the model has none
     name: str
-    kind: str = 'hf' # 'hf', 'fake_quant', 'dequantized' or 'engine'
+    kind: str = 'hf' # 'hf', 'fake_quant', 'dequantized' or 'runtime'
     path: Path|None = None # directory it was read from
     weights: str = 'trained' # 'trained' or 'random'
     scheme: str|None = None
@@ -210,7 +210,7 @@ def load(
     if not hub:
         cfg = inspect_dir(path)
         if (path/'hf_quant_config.json').exists() or cfg.get('quantization_config'):
-            raise CookError(f'{path} is already quantized; give the original model here, or load it with engine.load')
+            raise CookError(f'{path} is already quantized; give the original model here, or load it with runtime.load')
     src = str(model) if hub else str(path)
     kw = dict(trust_remote_code=False, use_safetensors=True, attn_implementation=attn, dtype='auto' if dtype == 'auto' else getattr(torch, dtype))
     if device_map: kw['device_map'] = device_map

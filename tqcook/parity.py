@@ -5,23 +5,71 @@
 # %% auto #0
 __all__ = ['DAMAGE', 'Parity', 'parity', 'negative_controls']
 
-# %% ../nbs/52_parity.ipynb #ef9e4925
+# %% ../nbs/52_parity.ipynb #7e8b2d51
 import contextlib
 import functools
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from .core import CookError, md_table
+from .core import CookError, Result, md_table
 from .data import corpus
-from .models import Loaded
 from .linears import reference_linear
-from .runtime import load, quantized
+from .models import Loaded
+from .runtime import quantized
 
-# %% ../nbs/52_parity.ipynb #5a0984fc
+# %% ../nbs/52_parity.ipynb #2fcd8d95
+def _findings(p):
+    "What could be wrong: (whether it is, the sentence)."
+    bad = [n for n, e in p.errors.items() if e > p.bound]
+    yield bad, (f'{len(bad)} of {p.linears} linears differ from the file by more than {p.bound:g}, the worst is '
+                f'{max(bad, key=p.errors.get, default="")} with {p.worst:.2e}')
+    yield p.linears != p.expected, f'{p.linears} linears were compared, the file has {p.expected}'
+    unseen = [n for n in p.unseen if '.experts.' not in n] # an expert may never be chosen
+    yield unseen, f'nothing flowed through {len(unseen)} linears, the first is {unseen[:1]}'
+    yield len(p.unseen) == p.linears, 'nothing flowed through any quantized linear'
+    yield not max(p.logits, p.free) < float('inf'), 'the logits are not finite'
+    yield (p.cost is not None and p.logits > p.cost_share * p.cost,
+           f'the logits in step differ by {p.logits:.2e}, more than {p.cost_share:g} of the cost ({p.cost or 0:.2e})')
+    yield (p.free > p.floor_share * p.floor,
+           f'the free logits differ by {p.free:.2e}, more than {p.floor_share:g} times the floor ({p.floor:.2e})')
+    yield p.cost and p.lean > _halfway(p), f'the free logits lean {p.lean or 0:.0%} of the way to the unquantized model'
+
+# %% ../nbs/52_parity.ipynb #8d1c9183
+def _halfway(p):
+    "From rounding alone to no quantization at all."
+    return (1 + p.lean_floor) / 2
+
+# %% ../nbs/52_parity.ipynb #069506b6
+def _table(p):
+    rows = [['linears compared', f'{p.linears - len(p.unseen)} of {p.expected}', 'all, but experts never chosen'],
+            ['worst linear', f'{p.worst:.2e}', f'{p.bound:g}'],
+            ['logits, in step', f'{p.logits:.2e}', f'{p.cost_share * p.cost:.2e}' if p.cost else 'needs a base model'],
+            ['logits, free', f'{p.free:.2e}', f'{p.floor_share * p.floor:.2e}'],
+            ['*floor: one more rounding*', f'{p.floor:.2e}', '']]
+    if p.cost:
+        rows += [['lean towards the base model', f'{p.lean:.2f}', f'{_halfway(p):.2f}'],
+                 ['*cost: the scheme against BF16*', f'{p.cost:.2e}', '']]
+    verdict = '; '.join(p.failures) or 'The runtime computes what the file says'
+    table = md_table(rows, ['relative error', 'measured', 'bound'])
+    return f'{table}\n\n**{verdict}.** {", ".join(p.arithmetic)}; {p.tokens} tokens on {p.device}.'
+
+# %% ../nbs/52_parity.ipynb #13868214
+def _plot(runs):
+    import matplotlib.pyplot as plt
+    fig, ax = plt.subplots(figsize=(6.4, 2.6), dpi=80, layout='constrained')
+    for name, p in runs.items():
+        ax.semilogy([max(e, 1e-7) for e in p.errors.values()], '.', label=name, ms=4)
+    ax.axhline(p.bound, color='k', lw=.8, label='bound')
+    ax.set(xlabel='linear, in the order of the model', ylabel='relative error')
+    ax.legend(fontsize=7, loc='center left', bbox_to_anchor=(1, .5))
+    plt.close(fig)
+    return fig
+
+# %% ../nbs/52_parity.ipynb #dc66fc1b
 @dataclass
-class Parity:
+class Parity(Result):
     "Whether a runtime computes what its checkpoint says. All logits are compared by relative error."
-    linears: dict # linear -> relative error against the file; nan where nothing flowed through
+    errors: dict = field(repr=False) # linear -> relative error against the file; nan where nothing flowed through
     expected: int # quantized linears in the file
     bound: float # for each linear
     logits: float # runtime against the reference in step
@@ -37,76 +85,27 @@ class Parity:
     cost_share: float = .25 # the logits in step may be off by this share of the cost
     floor_share: float = 1.25 # the free ones by this multiple of the floor
 
+    derived = 'passed', 'failures', 'worst', 'linears', 'unseen'
     @property
-    def seen(self): # a linear without tokens has an error of nan
-        return {n: e for n, e in self.linears.items() if e == e}
+    def linears(self):
+        return len(self.errors)
+    @property
+    def unseen(self): # nothing flowed through these, so their errors are nan
+        return [n for n, e in self.errors.items() if e != e]
     @property
     def worst(self):
-        return max(self.seen.values(), default=float('inf'))
+        return max((e for e in self.errors.values() if e == e), default=float('inf'))
     @property
     def failures(self) -> list: # sentences
         return [sentence for wrong, sentence in _findings(self) if wrong]
     @property
     def passed(self):
         return not self.failures
-    def to_dict(self):
-        "For results.json: how many linears, not all of them."
-        keys = ('passed', 'failures', 'worst', *self.__dataclass_fields__)
-        found = {k: getattr(self, k) for k in keys} | dict(linears=len(self.linears), seen=len(self.seen))
-        return {k: v for k, v in found.items() if v is not None}
     def _repr_markdown_(self):
         return _table(self)
     def plot(self, controls=None):
         "Relative error of each linear beside the bound; `controls`: runtimes that are wrong on purpose."
         return _plot({'this runtime': self, **(controls or {})})
-
-# %% ../nbs/52_parity.ipynb #6e784630
-def _findings(p):
-    "What could be wrong: (whether it is, the sentence)."
-    bad = [n for n, e in p.seen.items() if not e <= p.bound]
-    yield bad, (f'{len(bad)} of {len(p.linears)} linears differ from the file by more than {p.bound:g}, the worst is '
-                f'{max(bad, key=p.seen.get, default="")} with {p.worst:.2e}')
-    yield len(p.linears) != p.expected, f'{len(p.linears)} linears were compared, the file has {p.expected}'
-    unseen = [n for n in p.linears if n not in p.seen and ('.experts.' not in n or not p.seen)] # an expert may never be chosen
-    yield unseen, f'nothing flowed through {len(unseen)} linears, the first is {unseen[:1]}'
-    yield not max(p.logits, p.free) < float('inf'), 'the logits are not finite'
-    yield (p.cost is not None and p.logits > p.cost_share * p.cost,
-           f'the logits in step differ by {p.logits:.2e}, more than {p.cost_share:g} of the cost ({p.cost or 0:.2e})')
-    yield (p.free > p.floor_share * p.floor,
-           f'the free logits differ by {p.free:.2e}, more than {p.floor_share:g} times the floor ({p.floor:.2e})')
-    yield p.cost and p.lean > _halfway(p), f'the free logits lean {p.lean or 0:.0%} of the way to the unquantized model'
-
-# %% ../nbs/52_parity.ipynb #8d1c9183
-def _halfway(p):
-    "From rounding alone to no quantization at all."
-    return (1 + p.lean_floor) / 2
-
-# %% ../nbs/52_parity.ipynb #3455e37a
-def _table(p):
-    worst = max(p.seen, key=p.seen.get, default='none')
-    rows = [['linears compared', f'{len(p.seen)} of {p.expected}', 'all, but experts never chosen'],
-            [f'worst linear, `{worst}`', f'{p.worst:.2e}', f'{p.bound:g}'],
-            ['logits, in step', f'{p.logits:.2e}', f'{p.cost_share * p.cost:.2e}' if p.cost else 'no base model: not judged'],
-            ['logits, free', f'{p.free:.2e}', f'{p.floor_share * p.floor:.2e}'],
-            ['*floor: one more rounding*', f'{p.floor:.2e}', '']]
-    if p.cost:
-        rows += [['lean towards the base model', f'{p.lean:.2f}', f'{_halfway(p):.2f}'],
-                 ['*cost: the scheme against BF16*', f'{p.cost:.2e}', '']]
-    verdict = '; '.join(p.failures) or 'The runtime computes what the file says'
-    table = md_table(rows, ['relative error', 'measured', 'bound'])
-    return f'{table}\n\n**{verdict}.** {", ".join(p.arithmetic)}; {p.tokens} tokens on {p.device}.'
-
-# %% ../nbs/52_parity.ipynb #13868214
-def _plot(runs):
-    import matplotlib.pyplot as plt
-    fig, ax = plt.subplots(figsize=(6.4, 2.6), dpi=80, layout='constrained')
-    for name, p in runs.items():
-        ax.semilogy([max(e, 1e-7) for e in p.linears.values()], '.', label=name, ms=4)
-    ax.axhline(p.bound, color='k', lw=.8, label='bound')
-    ax.set(xlabel='linear, in the order of the model', ylabel='relative error')
-    ax.legend(fontsize=7, loc='center left', bbox_to_anchor=(1, .5))
-    plt.close(fig)
-    return fig
 
 # %% ../nbs/52_parity.ipynb #1e1804e5
 @contextlib.contextmanager
@@ -146,10 +145,10 @@ class _Watch:
 def _square(x):
     return float(x.double().square().sum())
 
-# %% ../nbs/52_parity.ipynb #c85c0f78
+# %% ../nbs/52_parity.ipynb #33c445fb
 @contextlib.contextmanager
 def _reference_as(ref, given, noise=False):
-    "Inside, modules of a reference take arguments from `given` (by name), or are off by up to 2^-9 (a BF16 rounding)."
+    "Inside, modules of a reference take arguments from `given`, or are off by up to 2^-9 (a BF16 rounding)."
     import torch
     handles = []
     for n, args in given.items():
@@ -194,9 +193,9 @@ def _compare_logits(sums, runtime, ref, base, watch, w):
         sums.update(cost=_square(r - b), base=_square(b), lean=float(((e - r) * (b - r)).sum()),
                     lean_floor=float(((f - r) * (b - r)).sum()))
 
-# %% ../nbs/52_parity.ipynb #4263a094
+# %% ../nbs/52_parity.ipynb #163198db
 def _token_windows(windows, loaded, most):
-    "Token windows as a list of [1, T] tensors, from a Corpus, a tensor or lists; None: held-out code, or random tokens."
+    "Token windows as a list of [1, T] tensors; None: held-out code, or random tokens for a model without tokenizer."
     import torch
     if windows is None and loaded.tokenizer is None:
         windows = torch.randint(0, loaded.vocab_size, (4, 256), generator=torch.Generator().manual_seed(0))

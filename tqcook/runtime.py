@@ -13,14 +13,14 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from .core import CookError, fmt_bytes, md_table
-from .formats import STORAGES, dequantize, round_e4m3
-from .device import detect
-from .schemes import runs_on
 from .checkpoint import Checkpoint
+from .core import CookError, fmt_bytes, md_table
+from .device import detect
+from .formats import STORAGES, dequantize, round_e4m3
+from .linears import SPANS, arithmetic, quantized_linear, reference_linear
 from .models import Loaded
 from .passport import PASSPORT, verify_or_refuse
-from .linears import SPANS, arithmetic, quantized_linear, reference_linear
+from .schemes import runs_on
 from .skeleton import LEAVES, fill, open_experts, plan, put, skeleton
 
 # %% ../nbs/51_runtime.ipynb #3896f7aa
@@ -48,19 +48,19 @@ def linear_class():
             return f'{self.in_features}, {self.out_features}, {self.storage}, {self.span}, {self.kernels}'
     return QuantLinear
 
-# %% ../nbs/51_runtime.ipynb #3c42593b
+# %% ../nbs/51_runtime.ipynb #f14512d7
 def _shape(storage, weight):
     "(out, in) of a stored weight; two 4-bit values share a byte."
     n, k = weight.shape
-    return {'int4_awq': (2 * n, k), 'nvfp4': (n, 2 * k)}.get(storage, (n, k))
+    return {'int4': (2 * n, k), 'e2m1': (n, 2 * k)}.get(STORAGES[storage].fmt, (n, k))
 
-# %% ../nbs/51_runtime.ipynb #e9d428ad
+# %% ../nbs/51_runtime.ipynb #e29f0966
 def _prepared(storage, t, dtype):
-    "Stored tensors in the form of the product: scales in float32; weights without a product of their own widened once."
-    if storage in ('fp8_block', 'int4_awq', 'nvfp4'):
-        rest = {k: v for k, v in t.items() if k in ('bias', 'pre_quant_scale')}
-        return rest | dict(weight=dequantize(storage, t).to(dtype))
-    return {k: v.float() if k.endswith('scale') else v for k, v in t.items()}
+    "Stored tensors as the product wants them: scales in float32; weights without a product of their own widened."
+    if STORAGES[storage].real or STORAGES[storage].fmt == 'int8':
+        return {k: v.float() if k.endswith('scale') else v for k, v in t.items()}
+    rest = {k: v for k, v in t.items() if k in ('bias', 'pre_quant_scale')}
+    return rest | dict(weight=dequantize(storage, t).to(dtype))
 
 # %% ../nbs/51_runtime.ipynb #f82e03d6
 def quantized(
@@ -85,39 +85,6 @@ def fp8_kv_attention(
     AttentionInterface.register(name, attention)
     AttentionMaskInterface.register(name, ALL_MASK_ATTENTION_FUNCTIONS[base])
     return name
-
-# %% ../nbs/51_runtime.ipynb #a4c11e57
-def load(
-    path, # directory of an exported checkpoint
-    device: str = 'auto', # see `device.detect`
-    kernels: str = 'real', # 'real': FP8 and INT8 products; 'reference': dequantized numbers, the same rounding, float32
-    dtype: str = 'bfloat16', # of everything that is not quantized
-    activations: str = 'auto', # what an input scale covers, see `linears.SPANS`; 'auto': as engines have it
-    attn: str = 'auto', # 'auto', 'sdpa' or 'eager'; 'auto' takes eager where attention logits are soft-capped
-    fast_accum: bool = True, # see `linears.fp8_mm`
-) -> Loaded: # kind 'runtime' or 'dequantized'
-    "Load a quantized checkpoint so that its linears compute from the stored tensors."
-    _check_arguments(kernels, dtype, activations)
-    dev, ck = detect(device), _open(path)
-    model = skeleton(ck, dtype, _attention(ck, attn))
-    slots = plan(ck, model)
-    if not slots:
-        raise CookError(f'{path} has no quantized linear (no tensor named weight_scale); load it with models.load')
-    if kernels == 'real':
-        _check_device(slots, dev)
-    open_experts(model, slots)
-    for s in slots:
-        t = {k: ck.read(f'{s.source}.{k}').to(dev.torch) for k in ck.modules[s.source] if k in LEAVES}
-        put(model, s, _linear(s.storage, t, kernels, model.dtype, activations, fast_accum))
-    fill(model, ck, dev.torch, {s.source for s in slots})
-    model = model.to(dev.torch) # buffers that were computed, not read
-    attn = model.config._attn_implementation
-    if ck.kv == 'fp8':
-        model.set_attn_implementation(fp8_kv_attention(attn))
-    kind = 'runtime' if kernels == 'real' else 'dequantized'
-    notes = dict(kernels=kernels, kv=ck.kv, linears=len(slots), attn=attn, arithmetic=_names(model))
-    return Loaded(model, _tokenizer(path), Path(path).name, kind, Path(path), scheme=ck.scheme, device=dev, dtype=dtype,
-                  notes=notes)
 
 # %% ../nbs/51_runtime.ipynb #e5075eb5
 def _check_arguments(kernels, dtype, activations):
@@ -182,6 +149,39 @@ def _tokenizer(path):
     from transformers import AutoTokenizer
     return AutoTokenizer.from_pretrained(path, trust_remote_code=False)
 
+# %% ../nbs/51_runtime.ipynb #a4c11e57
+def load(
+    path, # directory of an exported checkpoint
+    device: str = 'auto', # see `device.detect`
+    kernels: str = 'real', # 'real': FP8 and INT8 products; 'reference': dequantized numbers, the same rounding, float32
+    dtype: str = 'bfloat16', # of everything that is not quantized
+    activations: str = 'auto', # what an input scale covers, see `linears.SPANS`; 'auto': as engines have it
+    attn: str = 'auto', # 'auto', 'sdpa' or 'eager'; 'auto' takes eager where attention logits are soft-capped
+    fast_accum: bool = True, # see `linears.fp8_mm`
+) -> Loaded: # kind 'runtime' or 'dequantized'
+    "Load a quantized checkpoint so that its linears compute from the stored tensors."
+    _check_arguments(kernels, dtype, activations)
+    dev, ck = detect(device), _open(path)
+    model = skeleton(ck, dtype, _attention(ck, attn))
+    slots = plan(ck, model)
+    if not slots:
+        raise CookError(f'{path} has no quantized linear (no tensor named weight_scale); load it with models.load')
+    if kernels == 'real':
+        _check_device(slots, dev)
+    open_experts(model, slots)
+    for s in slots:
+        t = {k: ck.read(f'{s.source}.{k}').to(dev.torch) for k in ck.modules[s.source] if k in LEAVES}
+        put(model, s, _linear(s.storage, t, kernels, model.dtype, activations, fast_accum))
+    fill(model, ck, dev.torch, {s.source for s in slots})
+    model = model.to(dev.torch) # buffers that were computed, not read
+    attn = model.config._attn_implementation
+    if ck.kv == 'fp8':
+        model.set_attn_implementation(fp8_kv_attention(attn))
+    kind = 'runtime' if kernels == 'real' else 'dequantized'
+    notes = dict(kernels=kernels, kv=ck.kv, linears=len(slots), attn=attn, arithmetic=_names(model))
+    return Loaded(model, _tokenizer(path), Path(path).name, kind, Path(path), scheme=ck.scheme, device=dev, dtype=dtype,
+                  notes=notes)
+
 # %% ../nbs/51_runtime.ipynb #75be9b37
 @dataclass
 class Products:
@@ -214,6 +214,35 @@ def products(
     where = loaded.device.name + ' (PyTorch emulates FP8 products there: the same numbers, no speed)' * emulated
     rest = loaded.nbytes - sum(r[-1] for r in rows)
     return Products(rows, loaded.notes['kernels'], loaded.notes['kv'], rest, where)
+
+# %% ../nbs/51_runtime.ipynb #6dad62f8
+def _steps(loaded, length, wanted):
+    "How many tokens there is room for."
+    if wanted < 1:
+        raise CookError(f'max_new_tokens is {wanted}; expected at least 1')
+    if length >= loaded.context:
+        raise CookError(f'the prompt has {length} tokens, and the context of {loaded.name} is {loaded.context}; give a '
+                        'shorter one')
+    return min(wanted, loaded.context - length)
+
+# %% ../nbs/51_runtime.ipynb #b2881eb9
+def _prompt_ids(loaded, prompt):
+    if not isinstance(prompt, str):
+        ids = [int(i) for i in prompt]
+    elif loaded.tokenizer is None:
+        raise CookError(f'{loaded.name} has no tokenizer; give the prompt as token ids')
+    else:
+        ids = loaded.tokenizer(prompt)['input_ids']
+    if not ids:
+        raise CookError('the prompt is empty; give at least one token')
+    return ids
+
+# %% ../nbs/51_runtime.ipynb #f2afcec2
+def _stop_ids(loaded):
+    "Tokens that end a text."
+    says = [getattr(loaded.model, 'generation_config', None), loaded.tokenizer]
+    eos = [getattr(x, 'eos_token_id', None) for x in says]
+    return {i for e in eos for i in (e if isinstance(e, (list, tuple)) else [e]) if i is not None}
 
 # %% ../nbs/51_runtime.ipynb #27bbe693
 @dataclass
@@ -251,34 +280,6 @@ def generate(
             new.append(int(cur))
     text = None if loaded.tokenizer is None else loaded.tokenizer.decode(new, skip_special_tokens=True)
     return Generation(prompt, new, text, time.perf_counter() - start, loaded.name)
-
-# %% ../nbs/51_runtime.ipynb #6dad62f8
-def _steps(loaded, length, wanted):
-    "How many tokens there is room for."
-    if wanted < 1:
-        raise CookError(f'max_new_tokens is {wanted}; expected at least 1')
-    if length >= loaded.context:
-        raise CookError(f'the prompt has {length} tokens and {loaded.name} a context of {loaded.context}; give a shorter one')
-    return min(wanted, loaded.context - length)
-
-# %% ../nbs/51_runtime.ipynb #b2881eb9
-def _prompt_ids(loaded, prompt):
-    if not isinstance(prompt, str):
-        ids = [int(i) for i in prompt]
-    elif loaded.tokenizer is None:
-        raise CookError(f'{loaded.name} has no tokenizer; give the prompt as token ids')
-    else:
-        ids = loaded.tokenizer(prompt)['input_ids']
-    if not ids:
-        raise CookError('the prompt is empty; give at least one token')
-    return ids
-
-# %% ../nbs/51_runtime.ipynb #f2afcec2
-def _stop_ids(loaded):
-    "Tokens that end a text."
-    says = [getattr(loaded.model, 'generation_config', None), loaded.tokenizer]
-    eos = [getattr(x, 'eos_token_id', None) for x in says]
-    return {i for e in eos for i in (e if isinstance(e, (list, tuple)) else [e]) if i is not None}
 
 # %% ../nbs/51_runtime.ipynb #d3e18d70
 @dataclass

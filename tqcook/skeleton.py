@@ -12,9 +12,9 @@ import functools
 import re
 from dataclasses import dataclass
 
+from .checkpoint import Checkpoint
 from .core import CookError, need
 from .formats import storage_of
-from .checkpoint import Checkpoint
 from .models import quiet
 
 # %% ../nbs/55_skeleton.ipynb #a3da17cf
@@ -43,7 +43,7 @@ def skeleton(
     "The architecture of a checkpoint, without weights."
     tr, torch = need('transformers', 'quantize'), need('torch', 'quantize')
     if ck.config.get('auto_map'):
-        raise CookError('config.json names code of its own (auto_map); only architectures that transformers has are built')
+        raise CookError('config.json names code of its own (auto_map); only architectures of transformers are built')
     try:
         with quiet(), _meta_parameters():
             config = tr.AutoConfig.from_pretrained(ck.path, trust_remote_code=False)
@@ -51,7 +51,7 @@ def skeleton(
             model = tr.AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype), attn_implementation=attn)
     except Exception as e: # each config class has errors of its own
         why = ' '.join(str(e).split())[:200] or type(e).__name__
-        raise CookError(f'{ck.path}/config.json does not describe a model that transformers {tr.__version__} builds: {why}') from e
+        raise CookError(f'{ck.path}/config.json is no model of transformers {tr.__version__}: {why}') from e
     return model.eval().requires_grad_(False)
 
 # %% ../nbs/55_skeleton.ipynb #48a0ffbe
@@ -69,7 +69,7 @@ class Names:
     def __init__(self, model):
         self.renames, self.roles = [], dict(gate_proj='gate', up_proj='up', down_proj='down')
         for c in _conversions(model):
-            old, new = (getattr(c, f'_original_{k}_patterns', getattr(c, f'{k}_patterns')) for k in ('source', 'target'))
+            old, new = (getattr(c, f'_original_{k}', getattr(c, k)) for k in ('source_patterns', 'target_patterns'))
             leaves = re.findall(r'experts\.\*\.([\w.]+)\.weight', ' '.join(old).replace('\\', ''))
             if type(c).__name__ == 'WeightRenaming':
                 self.renames += zip(old, new)
@@ -101,7 +101,7 @@ class Names:
 # %% ../nbs/55_skeleton.ipynb #f0e86cba
 SCALES = {'weight_scale', 'weight_scale_inv'} # a module that has one is quantized
 LEAVES = SCALES | {'weight', 'bias', 'weight_scale_2', 'input_scale', 'pre_quant_scale'} # of a quantized linear
-KV_LEAVES = {'k_scale', 'v_scale', 'k_bias', 'v_bias'} # of an FP8 cache: ModelOpt writes ones, attention needs no number
+KV_LEAVES = {'k_scale', 'v_scale', 'k_bias', 'v_bias'} # of an FP8 cache, whose scale here is 1
 
 # %% ../nbs/55_skeleton.ipynb #beedba7d
 @dataclass
@@ -128,8 +128,8 @@ def plan(
         else:
             lost.append(name)
     if lost:
-        raise CookError(f'{ck.path} has {len(lost)} quantized linears that {type(model).__name__} has no place for, the '
-                        f'first is {lost[0]}; config.json and weights do not belong together, or transformers keeps '
+        raise CookError(f'{ck.path} has {len(lost)} quantized linears that {type(model).__name__} has no place for, '
+                        f'the first is {lost[0]}; config.json and weights do not belong together, or transformers keeps '
                         'this layer in a form unknown here')
     return slots
 
@@ -192,7 +192,7 @@ def put(
     old = getattr(parent, leaf, None) # an opened expert has nothing there yet
     have, want = (new.out_features, new.in_features), old is not None and features(old)
     if want is None:
-        raise CookError(f'{slot.source} is quantized in the file, but a {type(old).__name__} in the model, not a linear')
+        raise CookError(f'{slot.source} is quantized in the file, and in the model no linear, but a {type(old).__name__}')
     if want and want != have:
         raise CookError(f'{slot.source} is {have[0]} x {have[1]} in the file and {want[0]} x {want[1]} by config.json')
     setattr(parent, leaf, new)
@@ -219,8 +219,8 @@ def fill(
     done=(), # modules of the file that are in place
 ):
     "Move everything else of a checkpoint into its model."
-    names, left = Names(model), []
-    places = {f'{n}.{k}'.lstrip('.'): (m, k) for n, m in model.named_modules() for k in [*m._parameters, *m._buffers]}
+    names, left, kind = Names(model), [], type(model).__name__
+    places = {f'{n}.{k}'.lstrip('.'): (m, k) for n, m in model.named_modules() for k in m._parameters | m._buffers}
     for name in ck.tensors:
         module, _, leaf = name.rpartition('.')
         if leaf in KV_LEAVES or module in done and leaf in LEAVES:
@@ -231,11 +231,11 @@ def fill(
         else:
             left.append(name)
     if left:
-        raise CookError(f'{ck.path} has {len(left)} tensors that {type(model).__name__} has no place for, the first is {left[0]}')
+        raise CookError(f'{ck.path} has {len(left)} tensors that {kind} has no place for, the first is {left[0]}')
     head = model.get_output_embeddings()
     if head is None or [*head.parameters(recurse=False)]: # a quantized head has none, and is tied to nothing
         model.tie_weights()
     empty = [n for n, p in [*model.named_parameters(), *model.named_buffers()] if p.device.type == 'meta']
     if empty:
-        raise CookError(f'{ck.path} lacks {len(empty)} tensors that {type(model).__name__} needs, the first is {empty[0]}; '
+        raise CookError(f'{ck.path} lacks {len(empty)} tensors that {kind} needs, the first is {empty[0]}; '
                         'export or download it again')

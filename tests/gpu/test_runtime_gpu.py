@@ -1,4 +1,4 @@
-"The runtime on a GPU: parity of every format, odd shapes, architectures, and a timing table. conftest.py skips or fails without one."
+"The runtime on a GPU: parity of every format, odd shapes, architectures, and a timing table."
 import statistics
 import sys
 from pathlib import Path
@@ -8,7 +8,6 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from small import Windows, rel, tokens
-
 from tqcook import data, export, formats, linears, models, parity, quantize, runtime
 from tqcook.device import detect
 
@@ -52,11 +51,15 @@ VARIANTS = [*((s, 'none', {}) for s in SCHEMES), ('fp8', 'none', dict(fast_accum
             ('int8_sq', 'none', dict(activations='token')), ('fp8', 'fp8', {})]
 
 
-@pytest.mark.parametrize('scheme,kv,kw', VARIANTS, ids=lambda v: v if isinstance(v, str) else '-'.join(map(str, v.values())))
+def name(v):
+    return v if isinstance(v, str) else '-'.join(map(str, v.values()))
+
+
+@pytest.mark.parametrize('scheme,kv,kw', VARIANTS, ids=name)
 def test_parity(exported, demo_cuda, text, capsys, both, scheme, kv, kw):
     p = parity.parity(*both(exported(scheme, kv), 'cuda', **kw), text, demo_cuda)
     show(capsys, '', report(f'{scheme} {kv} {kw or ""}', p))
-    assert p.passed and p.expected == len(p.linears) == 56, p.failures
+    assert p.passed and p.expected == p.linears == 56, p.failures
     assert p.worst > 5e-4 # something was compared
 
 
@@ -98,7 +101,7 @@ def test_architectures(arch, scheme, tmp_path, both):
     base = models.tiny(arch, device='cuda')
     e, ref = both(export.export(quantize.quantize(base, Windows(), scheme, progress=False), tmp_path/'x'), 'cuda')
     p = parity.parity(e, ref, tokens(), base)
-    assert p.worst < p.bound and len(p.linears) == p.expected, p.failures # random weights: linear by linear only
+    assert p.worst < p.bound and p.linears == p.expected, p.failures # random weights: linear by linear only
     assert runtime.generate(e, [5, 6, 7], 4).ids
 
 
@@ -143,7 +146,8 @@ def cases(m, n, k):
     (xq, sx), (xr, sxr) = linears.quantize_input('fp8', x, fp8), linears.quantize_input('fp8_rowwise', x, row)
     xi = linears.quantize_input('int8_sq', x, int8)[0]
     linear = linears.quantized_linear
-    return {'BF16': lambda: torch.nn.functional.linear(x, wb), 'FP8 product': lambda: linears.fp8_mm(xq, fp8['weight'], sx, st),
+    return {'BF16': lambda: torch.nn.functional.linear(x, wb),
+            'FP8 product': lambda: linears.fp8_mm(xq, fp8['weight'], sx, st),
             'FP8 slow accum.': lambda: linears.fp8_mm(xq, fp8['weight'], sx, st, fast_accum=False),
             'rowwise product': lambda: linears.fp8_mm(xr, row['weight'], sxr, sr),
             'INT8 product': lambda: linears.int8_mm(xi, int8['weight']), 'FP8 linear': lambda: linear('fp8', x, fp8),
@@ -152,7 +156,7 @@ def cases(m, n, k):
 
 
 def test_zz_timing_table(capsys):
-    "Linears of Llama-3.1-8B's shapes on random data; the products alone, and with quantization of the input in eager PyTorch."
+    "Linears of Llama-3.1-8B's shapes on random data; products alone, and with the input quantized in eager PyTorch."
     shapes = {'qkv': (6144, 4096), 'o': (4096, 4096), 'gate_up': (28672, 4096), 'down': (4096, 14336)}
     rows = []
     for m in (1, 16, 128, 2048, 8192):
@@ -165,8 +169,9 @@ def test_zz_timing_table(capsys):
     lines = [f'{m:5} {n:8}{o:6}{k:6} ' + ''.join(f'{c[x]:10.1f}{c["BF16"] / c[x]:6.2f}x' for x in names)
              for m, n, o, k, c in rows]
     d = detect('cuda')
-    show(capsys, '', f'{d.name}, driver {d.driver}, PyTorch {torch.__version__}: microseconds (median of 9, CUDA events, '
-         'random data) and speed against BF16.',
-         "'product': quantized operands given; 'linear': input quantized in eager PyTorch as the runtime does.", head, *lines)
+    show(capsys, '', f'{d.name}, driver {d.driver}, PyTorch {torch.__version__}: microseconds (median of 9, CUDA '
+         'events, random data) and speed against BF16.',
+         "'product': quantized operands given; 'linear': input quantized in eager PyTorch as the runtime does.",
+         head, *lines)
     big = [c for m, n, o, k, c in rows if m == 8192]
     assert statistics.median(c['BF16'] / c['FP8 product'] for c in big) > 1.2 # FP8 tensor cores are in use
