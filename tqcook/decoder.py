@@ -9,18 +9,20 @@ __all__ = ['FAMILIES', 'GROUPS', 'KINDS', 'Arch', 'arch_of', 'why_not', 'Product
            'start', 'steps', 'generate', 'DecoderLogits', 'product_errors', 'reference', 'on_grid']
 
 # %% ../nbs/55_decoder.ipynb #b0f3d102
-import functools, time
+import functools
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
+
+from . import models, step
+from .checkpoint import Checkpoint
 from .core import CookError, fmt_bytes, md_table, need
 from .device import Device, detect
-from .schemes import runs_on
 from .formats import E4M3_MAX, dequantize, quantize_e4m3, storage_of
-from .checkpoint import Checkpoint
+from .linears import fp8_mm, quantized_linear
 from .passport import PASSPORT, verify_or_refuse
-from .linears import fp8_mm, int8_linear, int8_weight_only_linear
 from .runtime import Generation
-from . import models, step
+from .schemes import runs_on
 
 # %% ../nbs/55_decoder.ipynb #974698e4
 FAMILIES = ('llama', 'mistral', 'qwen2', 'qwen3')
@@ -110,8 +112,10 @@ def multiply(
     import torch
     F = torch.nn.functional
     if p.kind == 'bf16': return F.linear(smoothed(p, x), p.weight, p.bias)
-    if p.kind == 'int8_wo': return int8_weight_only_linear(x, p.weight, p.scale, p.bias)
-    if p.kind.startswith('int8'): return int8_linear(x, p.weight, p.scale, p.input_scale, p.smooth, p.bias)
+    t = dict(weight=p.weight, weight_scale=p.scale, input_scale=p.input_scale, pre_quant_scale=p.smooth, bias=p.bias)
+    t = {k: v for k, v in t.items() if v is not None}
+    if p.kind == 'int8_wo': return quantized_linear('int8_wo', x, t)
+    if p.kind.startswith('int8'): return quantized_linear('int8_sq', x, t, 'static' if 'input_scale' in t else 'token')
     if p.kind == 'fp8_block': return F.linear(x, widen(p, x.dtype), p.bias)
     s = p.input_scale
     if s is None: s = x.float().abs().amax(1, keepdim=True).clamp(min=1e-12) / E4M3_MAX

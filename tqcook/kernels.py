@@ -12,6 +12,7 @@ __all__ = ['constexpr', 'tl', 'triton', 'kernel', 'missing', 'ready', 'launch', 
 import contextlib
 import functools
 import os
+
 from .core import CookError
 
 constexpr = 'constexpr' # Triton goes by the name: a parameter that is fixed when a kernel is compiled
@@ -41,7 +42,8 @@ def missing() -> str: # '' where Triton's kernels can run
 def ready():
     "Import Triton and make every marked function a kernel."
     if missing(): raise CookError(f'the Triton kernels cannot run: {missing()}; the decoder runs without them')
-    import triton, triton.language
+    import triton
+    import triton.language
     globals().update(triton=triton, tl=triton.language, constexpr=triton.language.constexpr)
     for f in _kernels: globals()[f.__name__] = triton.jit(f)
 

@@ -14,10 +14,11 @@ import os
 import statistics
 from dataclasses import dataclass, replace
 from pathlib import Path
-from .core import CookError, read_json, write_json
-from .linears import int8_mm
+
 from . import kernels
+from .core import CookError, read_json, write_json
 from .kernels import launch, missing, rehearse
+from .linears import int8_mm
 
 # %% ../nbs/54_step.ipynb #1a7688fc
 @dataclass
