@@ -4,6 +4,7 @@
 # make quick      the tests to edit against: handwriting, sizes and whatever takes seconds
 # make prepare    before a commit: imports in order, export, clean, README; then what ruff finds
 # make lab        JupyterLab on the recipes
+# make site       the notebooks, recipes and gallery as a site, in _docs/site
 # make gpu-test   what a GPU job runs; fails where there is no GPU
 # make recipes    all of RECIPES in SIZE into OUT, one after another
 # make bands      hold the runs in OUT against the gallery's
@@ -18,7 +19,7 @@
 #             ARGS="-k run"       more arguments for pytest or tqcook
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help cook test quick prepare lab gpu-test recipes bands summary readme clean distclean install
+.PHONY: help cook test quick prepare lab site gpu-test recipes bands summary readme clean distclean install
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -56,6 +57,11 @@ prepare: $(STAMP)
 
 lab: $(STAMP)
 	@$(PY) -m jupyterlab recipes $(ARGS)
+
+# What only the site needs is installed at its first use.
+site: $(STAMP)
+	@$(PY) -c 'import furo, myst_nb' 2>/dev/null || $(PY) -m pip --disable-pip-version-check install -q -c constraints.txt -e '.[site]'
+	@$(PY) docs/build.py $(ARGS)
 
 # A machine that was promised a GPU must not pass by skipping: nvidia-smi first, and TQCOOK_REQUIRE_GPU for the tests.
 gpu-test: $(STAMP)

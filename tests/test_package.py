@@ -93,7 +93,7 @@ def test_metadata(metadata):
 
 def test_pins_fit_together(metadata):
     versions = constraints()
-    for extra in '', 'quantize', 'rtx', 'dev':
+    for extra in '', 'quantize', 'rtx', 'sweep', 'site', 'dev':
         assert clashes(requirements(metadata, extra), versions) == [], f'extra {extra!r} does not fit constraints.txt'
     assert len(requirements(metadata, 'dev')) > len(requirements(metadata, 'quantize')) > len(requirements(metadata))
 
@@ -121,8 +121,9 @@ def test_constraints_are_public():
 
 
 def test_installed_set_is_sound():
-    p = run(sys.executable, '-m', 'pip', 'check')
-    assert p.returncode == 0, p.stdout
+    "Of the pinned packages none lacks another one; what else a reader has installed is not ours to judge."
+    said = run(sys.executable, '-m', 'pip', 'check').stdout.splitlines()
+    assert [line for line in said if canonicalize_name(line.split()[0]) in constraints()] == []
     assert run(Path(sys.executable).parent/'nbdev_help').returncode == 0, "nbdev's four pins"
 
 
@@ -216,7 +217,7 @@ def make(*args, **env):
 
 def test_bare_make_is_help():
     p = make()
-    targets = 'cook', 'test', 'quick', 'prepare', 'lab', 'gpu-test', 'clean'
+    targets = 'cook', 'test', 'quick', 'prepare', 'lab', 'site', 'gpu-test', 'clean'
     assert p.returncode == 0 and all(f'make {t}' in p.stdout for t in targets)
 
 

@@ -1,0 +1,112 @@
+"""The site: `make site` assembles a tree of pages below _docs/ and has Sphinx draw it, without a network.
+
+Pages are the README, the notebooks with their stored outputs, the gallery, and the recipes as the gallery ran them.
+"""
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+GALLERY = 'h200', 'cpu'  # a recipe is shown as it ran on the first of these
+
+
+def notebook(path):
+    return json.loads(path.read_text(encoding='utf-8'))
+
+
+def title(path):
+    "(title, the line below it) of a notebook."
+    prose = [''.join(c['source']) for c in notebook(path)['cells'] if c['cell_type'] == 'markdown']
+    lines = '\n'.join(prose).splitlines()
+    first = next((line[2:] for line in lines if line.startswith('# ')), path.stem)
+    return first, next((line[2:] for line in lines if line.startswith('> ')), '')
+
+
+def shown(cell):
+    "The cell as a page has it, None when it is hidden; nbdev's directives are for nbdev."
+    source = ''.join(cell['source'])
+    words = re.findall(r'^#\|\s*(.+?)\s*$', source, re.M)
+    if 'hide' in words:
+        return None
+    tags = ['remove-input'] if 'echo: false' in words else []
+    made = cell | {'source': re.sub(r'^#\|.*\n?', '', source, flags=re.M), 'metadata': {'tags': tags}}
+    if cell['cell_type'] == 'code':
+        made['outputs'] = [o for o in cell['outputs'] if o.get('name') != 'stderr']
+    return made
+
+
+def page(path, target):
+    "Write a notebook's page."
+    nb = notebook(path)
+    nb['cells'] = [c for c in map(shown, nb['cells']) if c is not None]
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.write_text(json.dumps(nb), encoding='utf-8')
+
+
+def executed(recipe):
+    "The notebook of the recipe that shows most: the gallery's, or the recipe itself."
+    ran = [ROOT/'recipes/gallery'/device/recipe.stem/'executed.ipynb' for device in GALLERY]
+    return next((path for path in ran if path.exists()), recipe)
+
+
+def toctree(caption, names):
+    return '\n'.join(['```{toctree}', ':hidden:', f':caption: {caption}', '', *names, '```', ''])
+
+
+def entry(path):
+    "A notebook's line in llms.txt."
+    name, what = title(path)
+    return f'- [{name}]({path.relative_to(ROOT).with_suffix(".html")}): {what}'
+
+
+def llms(pages):
+    "What a language model needs to find its way: a title, a summary, a list of pages."
+    lines = ['# tqcook', '', f"> {title(ROOT/'nbs/index.ipynb')[1]}"]
+    for caption, paths in pages.items():
+        lines += ['', f'## {caption}', '', *map(entry, paths)]
+    return '\n'.join(lines) + '\n'
+
+
+def assemble(source):
+    "Write all pages below `source`, in the folders that they have in the repository, so that links stay true."
+    shutil.rmtree(source, ignore_errors=True)
+    notebooks = sorted((ROOT/'nbs').glob('[0-9]*.ipynb'))
+    recipes = sorted((ROOT/'recipes').glob('[0-9]*.ipynb'))
+    for path in notebooks:
+        page(path, source/'nbs'/path.name)
+    for path in recipes:
+        page(executed(path), source/'recipes'/path.name)
+    shutil.copytree(ROOT/'recipes/gallery', source/'recipes/gallery', ignore=shutil.ignore_patterns('*.ipynb'))
+    others = [name for name in ('CONTRIBUTING.md', 'CHANGELOG.md') if (ROOT/name).exists()]
+    for name in others:
+        shutil.copy(ROOT/name, source/name)
+    shutil.copy(ROOT/'LICENSE', source/'LICENSE')
+    readme = re.sub(r'^<!--.*?-->\n', '', (ROOT/'README.md').read_text(encoding='utf-8'))
+    readme = readme.replace('](recipes/gallery)', '](recipes/gallery/README.md)')
+    trees = [
+        toctree('Recipes', [f'recipes/{p.stem}' for p in recipes] + ['recipes/gallery/README']),
+        toctree('Notebooks', [f'nbs/{p.stem}' for p in notebooks]),
+        toctree('Project', [Path(name).stem for name in others]),
+    ]
+    (source/'index.md').write_text('\n'.join([readme, *trees]), encoding='utf-8')
+    return llms({'Recipes': recipes, 'Notebooks': notebooks})
+
+
+def main(args, out=ROOT/'_docs'):
+    "Build the site in `out`/site; returns the exit code."
+    source, site = out/'source', out/'site'
+    text = assemble(source)
+    shutil.rmtree(site, ignore_errors=True)
+    folders = ['-c', str(ROOT/'docs'), str(source), str(site)]
+    code = subprocess.run([sys.executable, '-m', 'sphinx', '-q', '-b', 'html', *args, *folders]).returncode
+    if code == 0:
+        (site/'llms.txt').write_text(text, encoding='utf-8')
+        print(f'{site}/index.html')
+    return code
+
+
+if __name__ == '__main__':
+    sys.exit(main(sys.argv[1:]))

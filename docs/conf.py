@@ -1,0 +1,22 @@
+"Sphinx's settings for the tree that docs/build.py assembles: notebooks as they are stored, nothing runs."
+project = 'tqcook'
+author = 'The tqcook authors'
+copyright = '2026 onwards, The tqcook authors'
+
+extensions = ['myst_nb']
+exclude_patterns = ['_build', '**/.ipynb_checkpoints']
+source_suffix = {'.md': 'myst-nb', '.ipynb': 'myst-nb'}
+nb_execution_mode = 'off'
+nb_merge_streams = True
+nb_mime_priority_overrides = [('html', 'text/markdown', 5)]
+myst_heading_anchors = 3
+suppress_warnings = ['myst.header', 'mystnb.unknown_mime_type', 'misc.highlighting_failure']
+pygments_style = 'friendly'
+pygments_dark_style = 'github-dark'
+
+html_theme = 'furo'
+html_title = 'tqcook'
+html_static_path = ['_static']
+html_css_files = ['tqcook.css']
+html_show_sourcelink = False
+html_copy_source = False
