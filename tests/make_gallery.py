@@ -1,29 +1,100 @@
-"""A finished run's small files for recipes/gallery: `python tests/make_gallery.py runs/fp8 recipes/gallery/h200/01_fp8`.
+"""The gallery: `python tests/make_gallery.py runs/fp8 recipes/gallery/h200/01_fp8` takes a finished run in.
 
-Numbers, figures and the executed notebook are kept; the checkpoint, which is large and can be made again, is not."""
-import json, shutil, sys
+Numbers, figures, the report and the executed notebook are kept; the checkpoint, which is large and can be made again, is
+not. The table in recipes/gallery/README.md is written anew, without arguments that alone.
+"""
+import json
+import re
+import shutil
+import sys
 from pathlib import Path
 
+from make_table import look, number, ratio
+
 ROOT = Path(__file__).resolve().parent.parent
+GALLERY = ROOT/'recipes/gallery'
+COLUMNS = ['run', 'model', 'scheme', 'device', 'versions', 'text', 'outcome']
+MARKS = '<!-- table: make_gallery.py -->', '<!-- end of table -->'
 
-def _text(path): return path.read_text().replace(str(ROOT), '/path/to/tqcook') # where the checkout lay is nobody's business
 
-def gallery(run, dest):
-    "Copy results.json, figures and a notebook without bulky outputs; raises when the run did not finish."
+def public(path):
+    "The text of a file; where the checkout lay is nobody's business."
+    return path.read_text(encoding='utf-8').replace(str(ROOT), '/path/to/tqcook')
+
+
+def quiet(cell):
+    "A code cell without counters and noise; other cells as they are."
+    cell['metadata'] = {k: v for k, v in cell['metadata'].items() if k == 'tags'}
+    if cell['cell_type'] == 'code':
+        outputs = [o for o in cell['outputs'] if o.get('name') != 'stderr']
+        for output in outputs:
+            if 'execution_count' in output:
+                output['execution_count'] = None
+        cell |= {'execution_count': None, 'outputs': outputs}
+    return cell
+
+
+def take(run, dest):
+    "Copy what the gallery keeps of a run; leaves with a message when the run did not finish."
     run, dest = Path(run), Path(dest)
-    if not (run/'results.json').exists(): sys.exit(f'{run} has no results.json: only finished runs go into the gallery')
-    shutil.rmtree(dest, ignore_errors=True); dest.mkdir(parents=True)
-    (dest/'results.json').write_text(_text(run/'results.json'))
-    if (run/'figures').is_dir(): shutil.copytree(run/'figures', dest/'figures')
-    nb = json.loads(_text(run/'executed.ipynb'))
+    if not (run/'results.json').exists():
+        sys.exit(f'{run} has no results.json: only finished runs go into the gallery')
+    shutil.rmtree(dest, ignore_errors=True)
+    dest.mkdir(parents=True)
+    for name in 'results.json', 'report.html':
+        if (run/name).exists():
+            (dest/name).write_text(public(run/name), encoding='utf-8')
+    if (run/'figures').is_dir():
+        shutil.copytree(run/'figures', dest/'figures')
+    nb = json.loads(public(run/'executed.ipynb'))
     nb['metadata'] = {'kernelspec': {'display_name': 'python3', 'language': 'python', 'name': 'python3'}}
-    for c in nb['cells']:
-        c['metadata'] = {k: v for k, v in c['metadata'].items() if k == 'tags'}
-        if c['cell_type'] == 'code':
-            c['execution_count'] = None
-            c['outputs'] = [o for o in c['outputs'] if not (o['output_type'] == 'stream' and o.get('name') == 'stderr')]
-            for o in c['outputs']:
-                if 'execution_count' in o: o['execution_count'] = None
-    (dest/'executed.ipynb').write_text(json.dumps(nb, indent=1, ensure_ascii=False) + '\n')
+    nb['cells'] = [quiet(cell) for cell in nb['cells']]
+    text = json.dumps(nb, indent=1, ensure_ascii=False)
+    (dest/'executed.ipynb').write_text(text + '\n', encoding='utf-8')
 
-if __name__ == '__main__': gallery(*sys.argv[1:3])
+
+def headline(results):
+    "The figure that a reader looks for: the verdict with its interval, or what else the run was about."
+    if look(results, 'quality.verdict'):
+        return f"{look(results, 'quality.verdict')}, perplexity times {ratio(results)}"
+    found = [look(results, f'size_bytes.{k}') for k in ('base', 'quantized')]
+    sizes = [number(size / 1e6, '.1f') for size in found if size]
+    done = sum(s['status'] == 'ran' for s in results.get('stages', []))
+    weights = f"{' to '.join(sizes)} MB, " if sizes else ''
+    return f"{weights}{done} stages ran, {len(results.get('stages', [])) - done} were skipped"
+
+
+def row(path):
+    "A run of the gallery as a line of its table."
+    results = json.loads(path.read_text(encoding='utf-8'))
+    folder = path.parent.relative_to(GALLERY).as_posix()
+    versions = [f"{k} {look(results, f'environment.{k}')}" for k in ('torch', 'transformers', 'modelopt')]
+    random = ', random weights' if look(results, 'model.weights') == 'random' else ''
+    sha = look(results, 'quality.sha256', '')
+    return [
+        f'[{folder}]({folder})',
+        look(results, 'model.name', '') + random,
+        look(results, 'scheme', ''),
+        look(results, 'environment.device.name', ''),
+        ', '.join(versions),
+        f"{look(results, 'quality.source')}, {sha[:8]}" if sha else '',
+        headline(results),
+    ]
+
+
+def table():
+    rows = [row(path) for path in sorted(GALLERY.rglob('results.json'))]
+    return '\n'.join('| ' + ' | '.join(cells) + ' |' for cells in [COLUMNS, ['---'] * len(COLUMNS), *rows])
+
+
+def readme():
+    "The gallery's page with the table as it should be."
+    text = (GALLERY/'README.md').read_text(encoding='utf-8')
+    begin, end = MARKS
+    return re.sub(f'(?s)(?<={begin}\n).*?(?={end})', lambda _: f'\n{table()}\n\n', text)
+
+
+if __name__ == '__main__':
+    if sys.argv[1:]:
+        take(*sys.argv[1:3])
+    (GALLERY/'README.md').write_text(readme(), encoding='utf-8')
