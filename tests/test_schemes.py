@@ -55,7 +55,8 @@ def test_an_unknown_scheme_is_refused(name):
 def test_algorithms_and_back():
     assert schemes.canonical_algo('fp8_pb_wo') == schemes.canonical_algo('FP8_PB_WO') == 'FP8_BLOCK_SCALES'
     assert schemes.canonical_algo('W4A8_AWQ') == 'W4A8_AWQ' and schemes.canonical_algo(['FP8']) is None
-    order = '1.0.0 1.2.0rc1 1.2.0rc10 1.2.0 1.2.1 1.3.0rc20 1.3.0rc21 1.3 1.4.0rc1.post1 1.4'.split()
+    assert schemes.scheme_of('NVFP4_AWQ') == 'nvfp4'
+    assert schemes.scheme_of('W4A8_AWQ') is None and schemes.scheme_of(None) is None
 
 
 def test_versions_in_order():
