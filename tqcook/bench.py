@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from .core import CookError, fmt_bytes, fmt_seconds, md_table, version, write_json
-from .device import describe, detect
+from .device import detect
 from . import decoder, models, runtime, step
 
 # %% ../nbs/63_bench.ipynb #d91768e2
@@ -429,7 +429,7 @@ def measure(
 ) -> Bench:
     "Decode and prefill of a model in several schemes."
     dev = detect(device)
-    out = Bench(describe(dev), copy_bandwidth(dev.torch), conditions())
+    out = Bench(str(dev), copy_bandwidth(dev.torch), conditions())
     for name in schemes:
         scheme, _, kv = name.partition('+')
         d = None
