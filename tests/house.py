@@ -30,9 +30,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 DEBTS = ROOT/'tests/house.toml'
-GOALS = {'lines': 400, 'tokens': 9.5, 'cell': 25}  # others: none
+GOALS = {'lines': 400, 'tokens': 9.5, 'cell': 25, 'total': 8500}  # others: none
 LONG = {'contract': 450}  # 115 rules, and what reads them
-TOTAL = 8500
 NOT_COUNTED = {getattr(tokenize, n) for n in 'NL NEWLINE INDENT DEDENT COMMENT ENCODING ENDMARKER'.split()}
 MAGIC = re.compile(r'^\s*[%!].*', re.M)
 
@@ -137,6 +136,7 @@ OWNERS = [
     ('core', 'a file that appears whole', text(r'os\.(replace|rename)\(')),
     ('core', 'hashes', text(r'hashlib\.\w+\(')),
     ('core', 'the default of to_dict', text(r'dataclasses\.asdict\(|asdict\(')),
+    ('core', 'smaller batches when memory runs out', text(r"'(out of memory|allocate memory|OutOfMemoryError)'")),
     ('schemes', 'the parts of a version such as 1.3.0rc20', text(r"re\.\w+\(r?'[^']*rc")),
 ]
 
@@ -295,6 +295,7 @@ def measure(found):
         'lines': {n: r.lines for n, r in found.items()},
         'tokens': {n: round(r.tokens / r.lines, 1) for n, r in found.items()},
         'cell': {'p90': percentile(cells, 90)},
+        'total': {'lines': sum(r.lines for r in found.values())},
         **{what: {n: len(getattr(r, what)) for n, r in found.items()} for what in ('unshown', 'arrows', 'copies')},
         'turns': {n: len(r.turns) for n, r in found.items()} | {n: len(t) for n, t in elsewhere().items()},
         'ruff': ruff(),

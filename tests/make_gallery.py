@@ -1,7 +1,7 @@
 """The gallery: `python tests/make_gallery.py runs/fp8 recipes/gallery/h200/01_fp8` takes a finished run in.
 
-Numbers, figures, the report and the executed notebook are kept; the checkpoint, which is large and can be made again, is
-not. The table in recipes/gallery/README.md is written anew, without arguments that alone.
+Numbers, figures, the report and the executed notebook are kept, the checkpoint, which can be made again, is not.
+The table in recipes/gallery/README.md is written anew, without arguments that alone.
 """
 import json
 import re

@@ -26,17 +26,13 @@ def paid(what, measured, debts):
     return [name for name in debts if measured.get(name, 0) <= house.goal(what, name)]
 
 
-@pytest.mark.parametrize('what', ['lines', 'tokens', 'cell', 'unshown', 'arrows', 'copies', 'turns', 'ruff'])
+@pytest.mark.parametrize('what', ['lines', 'total', 'tokens', 'cell', 'unshown', 'arrows', 'copies', 'turns', 'ruff'])
 def test_goals(measured, what):
     "Nothing is above its goal or its debt, and no debt outlives what it stands for."
     debts = house.debts().get(what, {})
+    print(measured[what])
     assert over(what, measured[what], debts) == {}, f'{what}: see `python tests/house.py -v`, or `ruff check`'
     assert paid(what, measured[what], debts) == [], f'{what}: good by now; `python tests/house.py --debts` takes it out'
-
-
-def test_all_lines(rooms):
-    print(house.table(rooms))
-    assert sum(r.lines for r in rooms.values()) <= house.TOTAL
 
 
 # The measures measure: each of them finds what it is there for.
@@ -76,7 +72,7 @@ def test_arrows_are_found(tmp_path):
 
 
 SECOND = ['x / 448', 'GRID = [0, .5, 1, 1.5, 2, 3, 4, 6]', 'import ml_dtypes', "struct.unpack('<Q', h)",
-          'os.replace(a, b)', 'hashlib.sha256(b)']
+          'os.replace(a, b)', 'hashlib.sha256(b)', "'out of memory' in e"]
 
 
 @pytest.mark.parametrize('code', SECOND)
