@@ -1,6 +1,5 @@
-"""What notebook 13 cannot test about itself: bad input, a truncated engine, another architecture, ONNX against PyTorch."""
+"What the notebook cannot test about itself: bad input, a truncated engine, another architecture, ONNX against PyTorch."
 import json
-import shutil
 import sys
 
 import numpy as np
@@ -23,14 +22,18 @@ def checkpoint_of(loaded, out, scheme='fp8', scale=.05):
     for n in models.linears(loaded.model):
         w = tensors[f'{n}.weight'].float()
         s = w.abs().max() / 448 if scheme == 'fp8' else w.abs().amax(1) / 127
-        tensors[f'{n}.weight'] = (w / s).to(torch.float8_e4m3fn) if scheme == 'fp8' else (w / s[:,
-                                                                                                None]).round().to(torch.int8)
+        tensors[f'{n}.weight'] = (
+            (w / s).to(torch.float8_e4m3fn) if scheme == 'fp8' else (w / s[:, None]).round().to(torch.int8)
+        )
         tensors[f'{n}.weight_scale'] = s
-        if scheme != 'int8_wo': tensors[f'{n}.input_scale'] = torch.tensor(scale)
+        if scheme != 'int8_wo':
+            tensors[f'{n}.input_scale'] = torch.tensor(scale)
     out.mkdir()
     loaded.model.config.save_pretrained(out)
-    if loaded.tokenizer is not None: loaded.tokenizer.save_pretrained(out)
-    if loaded.model.config.tie_word_embeddings: tensors.pop('lm_head.weight', None)
+    if loaded.tokenizer is not None:
+        loaded.tokenizer.save_pretrained(out)
+    if loaded.model.config.tie_word_embeddings:
+        tensors.pop('lm_head.weight', None)
     save_file({k: v.contiguous() for k, v in tensors.items()}, out/'model.safetensors')
     algo = dict(fp8='FP8', int8_wo='W8A16', int8_sq='W8A8_SQ_PER_CHANNEL')[scheme]
     (out/'hf_quant_config.json').write_text(json.dumps(dict(producer=dict(name='test', version='0'), quantization=dict(
@@ -46,24 +49,28 @@ def small(tmp_path_factory):
 
 @pytest.mark.parametrize('name', ['sm90', 'h100', 'h200', '90', 'SM_100', 'b200', 9.0 * 10])
 def test_data_centre_gpus_are_refused_with_the_way_to_go(name):
-    with pytest.raises(CookError, match='TensorRT-LLM'): compile.target(int(name) if isinstance(name, float) else name)
+    with pytest.raises(CookError, match='TensorRT-LLM'):
+        compile.target(int(name) if isinstance(name, float) else name)
 
 
 @pytest.mark.parametrize('name', ['', 'sm', 'sm999', 'fp8', None, -1])
 def test_no_such_target(name):
-    with pytest.raises(CookError): compile.target(name)
+    with pytest.raises(CookError):
+        compile.target(name)
 
 
 def test_unsupported_schemes_say_why():
     assert 'per token' in compile.supports('fp8_rowwise', 120)
     assert 'sm89' in compile.supports('fp8', 86) and not compile.supports('fp8', 89)
-    with pytest.raises(CookError, match='did you mean'): compile.supports('fp-8', 120)
+    with pytest.raises(CookError, match='did you mean'):
+        compile.supports('fp-8', 120)
 
 
 def test_missing_compiler_names_the_extra(small, monkeypatch, tmp_path):
     g = compile.graph(small[1], length=16)
     monkeypatch.setitem(sys.modules, 'tensorrt_rtx', None)
-    with pytest.raises(CookError, match=r'tqcook\[rtx\]'): compile.build(g, tmp_path/'e', 'sm120')
+    with pytest.raises(CookError, match=r'tqcook\[rtx\]'):
+        compile.build(g, tmp_path/'e', 'sm120')
     assert not (tmp_path/'e').exists()
 
 
@@ -76,51 +83,64 @@ def test_architectures(arch, tmp_path):
 
 def test_weights_that_fp16_cannot_hold(tmp_path):
     loaded = models.tiny('llama')
-    with torch.no_grad(): loaded.model.model.norm.weight[3] = 1e6
-    with pytest.raises(CookError, match='norm.weight'): compile.graph(loaded, length=16)
-    with pytest.raises(CookError, match='norm.weight'): compile.graph(checkpoint_of(loaded, tmp_path/'c'), length=16)
+    with torch.no_grad():
+        loaded.model.model.norm.weight[3] = 1e6
+    with pytest.raises(CookError, match='norm.weight'):
+        compile.graph(loaded, length=16)
+    with pytest.raises(CookError, match='norm.weight'):
+        compile.graph(checkpoint_of(loaded, tmp_path/'c'), length=16)
 
 
 def test_input_scale_is_needed(tmp_path):
     d = checkpoint_of(models.tiny('llama'), tmp_path/'c', scale=0.)
-    with pytest.raises(CookError, match='input_scale'): compile.graph(d, length=16)
+    with pytest.raises(CookError, match='input_scale'):
+        compile.graph(d, length=16)
 
 
 def test_too_large_for_onnx():
     from types import SimpleNamespace
-    big = torch.nn.Module(); big.w = torch.nn.Parameter(torch.empty(10**9, device='meta', dtype=torch.float16))
+    big = torch.nn.Module()
+    big.w = torch.nn.Parameter(torch.empty(10**9, device='meta', dtype=torch.float16))
     with pytest.raises(CookError, match='1.0 billion.*2 GB'):
         compile.graph(SimpleNamespace(model=big, kind='hf', name='big', n_params=10**9))
 
 
 def test_graph_computes_what_the_checkpoint_says(small):
-    "ONNX's own reference interpreter against the dequantized model, weights only (activations quantized on a fine grid would differ by design)."
+    "ONNX's own reference interpreter against the dequantized model, weights only: activations would differ by design."
     import onnx
     from onnx.reference import ReferenceEvaluator
     loaded, d = small
     ck_dir = d.parent/'int8_wo'
-    if not ck_dir.exists(): checkpoint_of(loaded, ck_dir, 'int8_wo')
+    if not ck_dir.exists():
+        checkpoint_of(loaded, ck_dir, 'int8_wo')
     g = compile.graph(ck_dir, length=8)
     ids = np.arange(3, 11)[None]
     mask = np.triu(np.full((8, 8), np.finfo(np.float16).min, np.float16), 1)[None, None]
-    got = ReferenceEvaluator(onnx.load_from_string(g.proto)).run(None,
-                                                                 dict(input_ids=ids, attention_mask=mask,
-                                                                      position_ids=np.arange(8)[None]))[0].astype(np.float32)
+    got = (
+        ReferenceEvaluator(onnx.load_from_string(g.proto))
+        .run(None, dict(input_ids=ids, attention_mask=mask, position_ids=np.arange(8)[None]))[0]
+        .astype(np.float32)
+    )
     from tqcook.checkpoint import Checkpoint
     ck, model = Checkpoint.open(ck_dir), models.tiny('llama', dtype='float32').model
     for n, m in models.linears(model).items():
-        m.weight.data = torch.from_numpy(ck.array(f'{n}.weight').astype(np.float32) * ck.array(f'{n}.weight_scale')[:,
-                                                                                                                    None])
-    with torch.no_grad(): want = model(torch.from_numpy(ids)).logits.numpy()
-    base = loaded.model.float()(torch.from_numpy(ids)).logits.detach().numpy(); loaded.model.bfloat16()
+        m.weight.data = torch.from_numpy(
+            ck.array(f'{n}.weight').astype(np.float32) * ck.array(f'{n}.weight_scale')[:, None]
+        )
+    with torch.no_grad():
+        want = model(torch.from_numpy(ids)).logits.numpy()
+    base = loaded.model.float()(torch.from_numpy(ids)).logits.detach().numpy()
+    loaded.model.bfloat16()
     err = np.linalg.norm(got - want) / np.linalg.norm(want)
     assert err < 5e-3 < np.linalg.norm(base[..., ::-1] - want) / np.linalg.norm(want), err
 
 
 @pytest.mark.parametrize('scheme', ['fp8', 'int8_sq'])
 def test_graph_quantizes_activations_as_the_checkpoint_says(scheme, tmp_path):
-    """Rounding at every layer makes FP16, BF16 and float32 differ by some per cent of a random model's small logits; the graph must be
-    as near to float32 as tqcook's own reference engine is, and activation scales half as large again must show."""
+    """The graph is as near to float32 as our own reference is, and activation scales half as large again show.
+
+    Rounding at every layer makes FP16, BF16 and float32 differ by some per cent of a random model's small logits.
+    """
     import onnx
     from onnx.reference import ReferenceEvaluator
 
@@ -130,17 +150,26 @@ def test_graph_quantizes_activations_as_the_checkpoint_says(scheme, tmp_path):
     ids, ck = np.arange(3, 11)[None], Checkpoint.open(d)
     mask = np.triu(np.full((8, 8), np.finfo(np.float16).min, np.float16), 1)[None, None]
     feed = dict(input_ids=ids, attention_mask=mask, position_ids=np.arange(8)[None])
-    got = ReferenceEvaluator(onnx.load_from_string(compile.graph(d, length=8).proto)).run(None, feed)[0].astype(np.float32)
-    with torch.no_grad(): own = runtime.load(d, device='cpu', kernels='reference').model(torch.from_numpy(ids)).logits.float().numpy()
+    got = (
+        ReferenceEvaluator(onnx.load_from_string(compile.graph(d, length=8).proto))
+        .run(None, feed)[0]
+        .astype(np.float32)
+    )
+    with torch.no_grad():
+        own = runtime.load(d, device='cpu', kernels='reference').model(torch.from_numpy(ids)).logits.float().numpy()
     def float32(factor):
         model = models.tiny('llama', dtype='float32').model
         for n, m in models.linears(model).items():
-            s, ws = float(ck.array(f'{n}.input_scale')) * factor, np.asarray(ck.array(f'{n}.weight_scale'), np.float32).reshape(-1, 1)
+            s, ws = (
+                float(ck.array(f'{n}.input_scale')) * factor,
+                np.asarray(ck.array(f'{n}.weight_scale'), np.float32).reshape(-1, 1),
+            )
             m.weight.data = torch.from_numpy(ck.array(f'{n}.weight').astype(np.float32) * ws)
             fp8 = lambda x, s=s: (x / s).clamp(-448, 448).to(torch.float8_e4m3fn).float() * s
             int8 = lambda x, s=s: (x / s).round().clamp(-128, 127) * s
             m.register_forward_pre_hook(lambda mod, a, q=fp8 if scheme == 'fp8' else int8: (q(a[0]),))
-        with torch.no_grad(): return model(torch.from_numpy(ids)).logits.numpy()
+        with torch.no_grad():
+            return model(torch.from_numpy(ids)).logits.numpy()
     err = lambda a, b: np.linalg.norm(a - b) / np.linalg.norm(b)
     right, wrong = float32(1.), float32(1.5)
     assert err(got, right) < 1.2 * err(own, right) and err(got, wrong) > 1.5 * err(got, right)
@@ -152,24 +181,31 @@ def test_engine_round_trip_and_damage(small, tmp_path):
     e = compile.build(g, tmp_path/'e', 'sm89', repeats=2)
     assert set(e.forms) == {'e4m3'} and len(e.seconds) == 2 and 0 < e.fixed < e.size
     assert compile.verify(tmp_path/'e', lookup('l4'))['sm'] == 89
-    with pytest.raises(CookError, match='sm89.*sm90'): compile.verify(tmp_path/'e', lookup('h100'))
-    f = tmp_path/'e'/'prefill.engine'; data = f.read_bytes()
+    with pytest.raises(CookError, match='sm89.*sm90'):
+        compile.verify(tmp_path/'e', lookup('h100'))
+    f = tmp_path/'e'/'prefill.engine'
+    data = f.read_bytes()
     f.write_bytes(data[:len(data) // 2])
-    with pytest.raises(CookError, match='damaged'): compile.verify(tmp_path/'e')
+    with pytest.raises(CookError, match='damaged'):
+        compile.verify(tmp_path/'e')
     f.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
-    with pytest.raises(CookError, match='hash'): compile.verify(tmp_path/'e')
+    with pytest.raises(CookError, match='hash'):
+        compile.verify(tmp_path/'e')
     f.unlink()
-    with pytest.raises(CookError, match='no prefill.engine'): compile.verify(tmp_path/'e')
+    with pytest.raises(CookError, match='no prefill.engine'):
+        compile.verify(tmp_path/'e')
 
 
 @rtx
 def test_the_compiler_refuses_fp8_for_ampere(small):
-    with pytest.raises(CookError, match='fp8_e4m3'): compile._compile(compile.graph(small[1], length=16).proto, 86)
+    with pytest.raises(CookError, match='fp8_e4m3'):
+        compile._compile(compile.graph(small[1], length=16).proto, 86)
 
 
 @rtx
 def test_not_an_onnx_graph():
-    with pytest.raises(CookError, match='could not read'): compile._compile(b'nonsense', 120)
+    with pytest.raises(CookError, match='could not read'):
+        compile._compile(b'nonsense', 120)
 
 
 # --- the recipe
@@ -185,7 +221,12 @@ def _run(*args):
                                         ('sm86', 'fp8 needs sm89'), ('sm42', 'no target')])
 def test_recipe_refuses_targets_at_once(value, says, tmp_path):
     r = _run('-p', f'target={value}', '-o', tmp_path/'run')
-    assert r.returncode == 1 and says in r.stderr and 'Traceback' not in r.stderr and not (tmp_path/'run'/'results.json').exists()
+    assert (
+        r.returncode == 1
+        and says in r.stderr
+        and 'Traceback' not in r.stderr
+        and not (tmp_path/'run' / 'results.json').exists()
+    )
 
 
 @rtx
@@ -200,7 +241,10 @@ def test_recipe_end_to_end(tmp_path):
             x in v.items()} == {'none': {'float16'}, 'fp8': {'e4m3'}, 'int8_sq': {'int8'}, 'int8_wo': {'int8'},
                                 'int8_wo (pairs)': {'float16'}}
     size = {k: x['engine']['engine_bytes'] for k, x in v.items()}
-    assert size['fp8'] < size['none'] and size['int8_wo'] < size['none'] and abs(size['int8_wo '
-                                                                                      '(pairs)'] / size['none'] - 1) < .02
+    assert (
+        size['fp8'] < size['none']
+        and size['int8_wo'] < size['none']
+        and abs(size['int8_wo (pairs)'] / size['none'] - 1) < 0.02
+    )
     assert all(len(x['engine']['seconds']['builds']) == 2
                for x in v.values()) and v['none']['engine']['fixed_bytes'] > 0

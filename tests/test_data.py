@@ -1,26 +1,43 @@
 "Corpora: policies against independent definitions, bytes that add up, bad text."
-import numpy as np, pytest
+import numpy as np
+import pytest
+
 from tqcook import data, texts
 from tqcook.core import CookError
 from tqcook.models import demo_tokenizer
 
+
 @pytest.fixture(scope='module')
-def tok(): return demo_tokenizer()
+def tok():
+    return demo_tokenizer()
 
 def _refused(fn, *words):
-    with pytest.raises(CookError) as e: fn()
-    for w in words: assert w in str(e.value), (w, str(e.value))
+    with pytest.raises(CookError) as e:
+        fn()
+    for w in words:
+        assert w in str(e.value), (w, str(e.value))
 
 def test_short_text(tmp_path, tok):
-    f = tmp_path/'t.txt'; f.write_text('x = 1\n')
+    f = tmp_path/'t.txt'
+    f.write_text('x = 1\n')
     _refused(lambda: data.corpus(str(f), tok, context=64), 'shorter than one window')
 
-@pytest.mark.parametrize('kw, word', [(dict(policy='sliced'), 'sliding'), (dict(context=1), 'context'), (dict(stride=5), 'stride'), (dict(max_windows=-1), 'max_windows'),
-                                      (dict(policy='sliding', stride=-1), 'stride')])
-def test_bad_arguments(tok, kw, word): _refused(lambda: data.corpus('prose', tok, **kw), word)
+@pytest.mark.parametrize(
+    'kw, word',
+    [
+        (dict(policy='sliced'), 'sliding'),
+        (dict(context=1), 'context'),
+        (dict(stride=5), 'stride'),
+        (dict(max_windows=-1), 'max_windows'),
+        (dict(policy='sliding', stride=-1), 'stride'),
+    ],
+)
+def test_bad_arguments(tok, kw, word):
+    _refused(lambda: data.corpus('prose', tok, **kw), word)
 
 @pytest.mark.parametrize('n', [0, -3])
-def test_no_calibration_samples(tok, n): _refused(lambda: data.calibration('prose', tok, samples=n), 'at least 1')
+def test_no_calibration_samples(tok, n):
+    _refused(lambda: data.calibration('prose', tok, samples=n), 'at least 1')
 
 @pytest.mark.parametrize('text', ['plain ascii', 'naïve 日本語 😀 mixed\n\ttabs', 'é' * 50, ''])
 def test_bytes_add_up(tok, text):
@@ -30,7 +47,9 @@ def test_bytes_add_up(tok, text):
 @pytest.mark.parametrize('policy', ['lm_eval', 'sliding'])
 def test_every_token_is_scored_once(tok, policy):
     docs = texts.prose_documents()[:6]
-    c = data.corpus('x', tok, context=64, policy=policy, stride=24 if policy == 'sliding' else 0, pack=False, documents=docs)
+    c = data.corpus(
+        'x', tok, context=64, policy=policy, stride=24 if policy == 'sliding' else 0, pack=False, documents=docs
+    )
     n = sum(len(tok(d, add_special_tokens=False)['input_ids']) for d in docs)
     assert c.n_scored == n and c.n_bytes == sum(len(d.encode()) for d in docs)
     assert all(len(w) <= 65 and not s[0] for w, s in zip(c.windows, c.scored))
@@ -46,31 +65,39 @@ def test_calibration_does_not_touch_evaluation(tok):
 
 def test_calibration_is_reproducible(tok):
     a, b, c = (data.calibration('prose', tok, 8, 128, seed=s) for s in (0, 0, 1))
-    assert all(np.array_equal(x, y) for x, y in zip(a.windows, b.windows)) and not all(np.array_equal(x, y) for x, y in zip(a.windows, c.windows))
+    assert all(np.array_equal(x, y) for x, y in zip(a.windows, b.windows)) and not all(
+        np.array_equal(x, y) for x, y in zip(a.windows, c.windows)
+    )
 
 class Bos:
     "The demonstration tokenizer with another habit: whether it has BOS and EOS, and whether it writes BOS by itself."
     is_fast = True
     chat_template = None
-    def __init__(self, tok, bos=0, eos=1, writes=False): self.tok, self.bos_token_id, self.eos_token_id, self.writes = tok, bos, eos, writes
+    def __init__(self, tok, bos=0, eos=1, writes=False):
+        self.tok, self.bos_token_id, self.eos_token_id, self.writes = tok, bos, eos, writes
     def __call__(self, text, add_special_tokens=True, **kw):
         d = self.tok(text, add_special_tokens=False, **kw)
-        if add_special_tokens and self.writes: d['input_ids'] = [self.bos_token_id] + d['input_ids']
+        if add_special_tokens and self.writes:
+            d['input_ids'] = [self.bos_token_id] + d['input_ids']
         return d
-    def get_vocab(self): return self.tok.get_vocab()
+    def get_vocab(self):
+        return self.tok.get_vocab()
 
 DOCS = ['x = 1\n' * 40, 'y = 2\n' * 40]
 
-def starts(c): return [int(w[0]) for w in c.windows]
+def starts(c):
+    return [int(w[0]) for w in c.windows]
 
-def cut(t, **kw): return data.corpus('x', t, documents=DOCS, **(dict(context=32) | kw))
+def cut(t, **kw):
+    return data.corpus('x', t, documents=DOCS, **(dict(context=32) | kw))
 
 def test_bos_follows_the_tokenizer(tok):
     writes, has, lacks = Bos(tok, writes=True), Bos(tok), Bos(tok, bos=None)
     assert [data.bos_rule(t) for t in (tok, writes, has, lacks)] == ['doc', 'doc', 'none', 'none']
     assert cut(writes).bos == 'doc' and starts(cut(writes))[0] == 0 and 0 not in np.concatenate(cut(has).windows)
     assert 0 in np.concatenate(cut(has, bos='doc').windows) # asked for, it is written
-    assert starts(cut(writes, policy='half')) == [0] * len(cut(writes, policy='half')) # as llama.cpp: where the tokenizer writes one
+    # as llama.cpp: where the tokenizer writes one
+    assert starts(cut(writes, policy='half')) == [0] * len(cut(writes, policy='half'))
     assert 0 not in starts(cut(has, policy='half'))
 
 def test_bos_in_front_of_each_window(tok):
@@ -97,5 +124,9 @@ def test_lm_eval_says_when_bos_would_stand_twice(tok):
 def test_a_part_of_a_corpus_is_a_corpus(tok):
     c = cut(tok)
     part = c.take([0, 2])
-    assert len(part) == 2 and part.n_bytes == round(c.n_bytes * part.n_scored / c.n_scored) and part.doc.tolist() == c.doc[[0, 2]].tolist()
+    assert (
+        len(part) == 2
+        and part.n_bytes == round(c.n_bytes * part.n_scored / c.n_scored)
+        and part.doc.tolist() == c.doc[[0, 2]].tolist()
+    )
     assert len(c) > 2 and c.n_bytes > part.n_bytes

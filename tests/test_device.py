@@ -20,8 +20,19 @@ def test_the_table_is_whole():
             assert d.flops['fp8'] == pytest.approx(2 * d.flops['bf16'], rel=.02), key
 
 
-@pytest.mark.parametrize('key, memory', [('h100', 85_520_809_984), ('h200', 150.8e9), ('a100', 85.9e9),
-                                         ('a100-40', 42.95e9), ('l4', 24.15e9), ('l40s', 48.3e9), ('a10', 24.15e9), ('b200', 192.3e9)])
+@pytest.mark.parametrize(
+    'key, memory',
+    [
+        ('h100', 85_520_809_984),
+        ('h200', 150.8e9),
+        ('a100', 85.9e9),
+        ('a100-40', 42.95e9),
+        ('l4', 24.15e9),
+        ('l40s', 48.3e9),
+        ('a10', 24.15e9),
+        ('b200', 192.3e9),
+    ],
+)
 def test_memory_is_what_the_driver_reports(key, memory):
     assert DEVICES[key].memory_bytes == pytest.approx(memory, rel=5e-4)
 

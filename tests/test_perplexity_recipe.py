@@ -1,5 +1,9 @@
 "The gate as a user meets it: the recipe in smoke size and `tqcook compare` with its exit codes."
-import json, os, shutil, subprocess, sys
+import json
+import os
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,7 +16,9 @@ ROOT = Path(__file__).resolve().parent.parent
 
 def cook(*args, cwd, timeout=420):
     env = dict(os.environ, PYTHONPATH=str(ROOT), TQCOOK_RECIPES=str(ROOT/'recipes'))
-    return subprocess.run([sys.executable, '-m', 'tqcook', *args], cwd=cwd, env=env, capture_output=True, text=True, timeout=timeout)
+    return subprocess.run(
+        [sys.executable, '-m', 'tqcook', *args], cwd=cwd, env=env, capture_output=True, text=True, timeout=timeout
+    )
 
 
 @pytest.fixture(scope='module')
@@ -21,8 +27,12 @@ def gate(tmp_path_factory):
     logs = []
     for name, right in (('a', [1, 1, 0, 1, 0, 1, 1, 1]), ('b', [1, 0, 0, 1, 1, 1, 1, 0])):
         logs.append(cwd/f'{name}.jsonl')
-        logs[-1].write_text('\n'.join(json.dumps(dict(doc_id=i, doc_hash=str(i), acc=float(r))) for i, r in enumerate(right)))
-    return cook('run', 'perplexity', '-p', f'tasks_base={logs[0]}', '-p', f'tasks_quant={logs[1]}', '-o', 'out', cwd=cwd), cwd/'out'
+        logs[-1].write_text(
+            '\n'.join(json.dumps(dict(doc_id=i, doc_hash=str(i), acc=float(r))) for i, r in enumerate(right))
+        )
+    return cook(
+        'run', 'perplexity', '-p', f'tasks_base={logs[0]}', '-p', f'tasks_quant={logs[1]}', '-o', 'out', cwd=cwd
+    ), cwd/'out'
 
 
 def test_recipe_results(gate):
@@ -30,11 +40,36 @@ def test_recipe_results(gate):
     assert r.returncode == 0, r.stderr[-3000:]
     d = json.loads((out/'results.json').read_text())
     q = d['quality']
-    for k in ('ppl_ratio', 'ppl_ratio_ci95', 'kld_mean', 'kld_mean_ci95', 'top1_agreement', 'noise_floor', 'min_detectable_ppl_ratio', 'verdict', 'policy'): assert k in q
-    assert q['policy'] == 'disjoint' and q['verdict'] in ('PASS', 'INCONCLUSIVE') and q['sharpness'] >= 50 and q['way'] == 'lockstep'
-    assert .99 < q['ppl_ratio'] < 1.02 and 1 < q['min_detectable_ppl_ratio'] < 1.01 and q['noise_floor']['kld_mean']['value'] < q['kld_mean']
+    for k in (
+        'ppl_ratio',
+        'ppl_ratio_ci95',
+        'kld_mean',
+        'kld_mean_ci95',
+        'top1_agreement',
+        'noise_floor',
+        'min_detectable_ppl_ratio',
+        'verdict',
+        'policy',
+    ):
+        assert k in q
+    assert (
+        q['policy'] == 'disjoint'
+        and q['verdict'] in ('PASS', 'INCONCLUSIVE')
+        and q['sharpness'] >= 50
+        and q['way'] == 'lockstep'
+    )
+    assert (
+        0.99 < q['ppl_ratio'] < 1.02
+        and 1 < q['min_detectable_ppl_ratio'] < 1.01
+        and q['noise_floor']['kld_mean']['value'] < q['kld_mean']
+    )
     at = d['details']['attribution']
-    assert set(at) == {'layer', 'kind'} and at['kind']['control']['kld'] == 0 and .5 < at['kind']['additivity'] < 2 and len(at['layer']['groups']) == 8
+    assert (
+        set(at) == {'layer', 'kind'}
+        and at['kind']['control']['kld'] == 0
+        and 0.5 < at['kind']['additivity'] < 2
+        and len(at['layer']['groups']) == 8
+    )
     left = d['details']['left_out']
     assert left['kld_after'] < left['kld_before']
     t = d['details']['tasks']
@@ -45,9 +80,24 @@ def test_recipe_results(gate):
 
 
 def test_recipe_stops_on_fail(tmp_path):
-    args = ('-p', 'max_kld=1e-5', '-p', 'max_windows=8', '-p', 'attribution_windows=0', '-p', 'context=128', '-p', 'new_tokens=4')
+    args = (
+        '-p',
+        'max_kld=1e-5',
+        '-p',
+        'max_windows=8',
+        '-p',
+        'attribution_windows=0',
+        '-p',
+        'context=128',
+        '-p',
+        'new_tokens=4',
+    )
     r = cook('run', 'perplexity', *args, '-o', 'raised', cwd=tmp_path)
-    assert r.returncode == 1 and 'the quantized model failed: mean KLD' in r.stderr and not (tmp_path/'raised'/'results.json').exists()
+    assert (
+        r.returncode == 1
+        and 'the quantized model failed: mean KLD' in r.stderr
+        and not (tmp_path/'raised' / 'results.json').exists()
+    )
 
 
 @pytest.mark.parametrize('windows,code,verdict', [(24, 0, 'PASS'), (4, 11, 'INCONCLUSIVE')])
@@ -74,6 +124,7 @@ def halved(src, out):
     from safetensors.torch import save_file
     shutil.copytree(src, out, ignore=shutil.ignore_patterns('passport.json'))
     for f in out.glob('*.safetensors'):
-        with safe_open(f, 'pt') as s: t, meta = {k: s.get_tensor(k) for k in s.keys()}, s.metadata()
+        with safe_open(f, 'pt') as s:
+            t, meta = {k: s.get_tensor(k) for k in s.keys()}, s.metadata()
         save_file({k: v / 2 if k.endswith('weight_scale') else v for k, v in t.items()}, f, metadata=meta)
     return out

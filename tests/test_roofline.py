@@ -1,6 +1,8 @@
 """The memory plan against numbers counted in another way."""
 import json
+
 import pytest
+
 from tqcook import memory, shapes
 from tqcook.core import CookError
 
@@ -45,10 +47,12 @@ def test_parallel_plan_grows_with_the_load():
                          [{}, dict(CONFIG, vocab_size='many'),
                           dict(hidden_size=64, num_hidden_layers=2, num_attention_heads=2, vocab_size=10)])
 def test_configs_that_say_too_little(config):
-    with pytest.raises(CookError): shapes.parameters(config)
+    with pytest.raises(CookError):
+        shapes.parameters(config)
 
 
 def test_reads_a_directory(tmp_path):
     (tmp_path/'config.json').write_text(json.dumps(CONFIG))
     assert shapes.parameters(tmp_path) == shapes.parameters(CONFIG)
-    with pytest.raises(CookError): shapes.parameters('shape:lama-8b')
+    with pytest.raises(CookError):
+        shapes.parameters('shape:lama-8b')

@@ -34,7 +34,9 @@ def test_a_python_without_it_is_named(monkeypatch):
 def test_container_command_is_split_without_a_shell(standin, tmp_path, monkeypatch):
     never = tmp_path/'never'
     monkeypatch.delenv('TQCOOK_TRTLLM_PYTHON', raising=False)
-    monkeypatch.setenv('TQCOOK_TRTLLM_COMMAND', f'/usr/bin/env PATH="{standin.parent}:/usr/bin:/bin" A="$(touch {never})"')
+    monkeypatch.setenv(
+        'TQCOOK_TRTLLM_COMMAND', f'/usr/bin/env PATH="{standin.parent}:/usr/bin:/bin" A="$(touch {never})"'
+    )
     (standin.parent/'python3').unlink(missing_ok=True)
     (standin.parent/'python3').symlink_to(standin)
     r = trtllm.find()

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from tqcook import models, export, formats, quantize
+from tqcook import export, formats, models, quantize
 
 pytestmark = pytest.mark.gpu  # conftest.py skips or fails without one
 SM = torch.cuda.get_device_capability() if torch.cuda.is_available() else (0, 0)
@@ -20,22 +20,26 @@ def text(n=32, length=256, seed=0, vocab=4096):
 
 
 @pytest.fixture(scope='module')
-def base(): return models.load('shape:llama-100m', device='cuda')
+def base():
+    return models.load('shape:llama-100m', device='cuda')
 
 
 @pytest.fixture
 def no_extensions(tmp_path, monkeypatch):
-    "An empty folder for compiled extensions, which must stay empty; a forgotten call fails at once instead of compiling for a minute."
+    "An empty folder for compiled extensions, which must stay empty: a forgotten call fails instead of compiling."
     import modelopt.torch.quantization.tensor_quant as tq
-    def never(*a, **kw): raise AssertionError('a CUDA extension would be compiled')
-    for f in ('get_cuda_ext', 'get_cuda_ext_fp8'): monkeypatch.setattr(tq, f, never)
+    def never(*a, **kw):
+        raise AssertionError('a CUDA extension would be compiled')
+    for f in ('get_cuda_ext', 'get_cuda_ext_fp8'):
+        monkeypatch.setattr(tq, f, never)
     (tmp_path/'ext').mkdir()
     monkeypatch.setenv('TORCH_EXTENSIONS_DIR', str(tmp_path/'ext'))
     yield
     assert not os.listdir(tmp_path/'ext')
 
 
-def ranges(model): return {n: q._amax.float().cpu() for n, q in model.named_modules() if hasattr(q, '_amax')}
+def ranges(model):
+    return {n: q._amax.float().cpu() for n, q in model.named_modules() if hasattr(q, '_amax')}
 
 
 @pytest.mark.parametrize('scheme, config', [('fp8', 'FP8_DEFAULT_CFG'), ('int8_sq', 'INT8_SMOOTHQUANT_CFG')])
@@ -44,14 +48,20 @@ def test_ranges_are_those_of_plain_modelopt(base, scheme, config, no_extensions)
     from modelopt.torch.export.unified_export_hf import requantize_resmooth_fused_llm_layers
     c, m = text(), copy.deepcopy(base.model)
     with models.quiet(prints=True), torch.no_grad():
-        mtq.quantize(m, getattr(mtq, config), lambda m: [m(torch.from_numpy(w)[None].cuda(), use_cache=False) for w in c.windows])
-        if scheme == 'int8_sq': requantize_resmooth_fused_llm_layers(m)
+        mtq.quantize(
+            m, getattr(mtq, config), lambda m: [m(torch.from_numpy(w)[None].cuda(), use_cache=False) for w in c.windows]
+        )
+        if scheme == 'int8_sq':
+            requantize_resmooth_fused_llm_layers(m)
     a, b = ranges(quantize.quantize(base, c, scheme, progress=False).loaded.model), ranges(m)
     assert a.keys() == b.keys() and len(a) == 2 * len(models.linears(base.model))
     for n in a:
         ulp = 2. ** (torch.floor(torch.log2(b[n].clamp(min=1e-30))) - 7)
-        if 'weight_quantizer' in n and scheme == 'fp8': assert torch.equal(a[n], b[n]), n
-        else: assert ((a[n] - b[n]).abs() <= (2 if scheme == 'fp8' else 6) * ulp).all(), n  # SmoothQuant multiplies two ranges
+        if 'weight_quantizer' in n and scheme == 'fp8':
+            assert torch.equal(a[n], b[n]), n
+        else:
+            # SmoothQuant multiplies two ranges
+            assert ((a[n] - b[n]).abs() <= (2 if scheme == 'fp8' else 6) * ulp).all(), n
 
 
 def test_rounding_is_the_same_on_cpu_and_gpu():
@@ -66,7 +76,8 @@ def test_rounding_is_the_same_on_cpu_and_gpu():
 def test_every_scheme_runs_and_exports_without_an_extension(base, scheme, no_extensions, tmp_path):
     q = quantize.quantize(base, text(8), scheme, kv='fp8', target=text(4, seed=1), progress=False)
     ids = torch.arange(64, device='cuda')[None]
-    with torch.no_grad(): a, b = base.model(ids).logits.float(), q.loaded.model(ids).logits.float()
+    with torch.no_grad():
+        a, b = base.model(ids).logits.float(), q.loaded.model(ids).logits.float()
     assert 0 < (a - b).norm() / a.norm() < 1
     out = export.export(q, tmp_path/scheme)
     assert (out/'hf_quant_config.json').exists() and (out/'passport.json').exists()
@@ -76,7 +87,8 @@ def test_every_scheme_runs_and_exports_without_an_extension(base, scheme, no_ext
 def test_nvfp4(base, tmp_path):
     q = quantize.quantize(base, text(8), 'nvfp4', progress=False)
     ids = torch.arange(64, device='cuda')[None]
-    with torch.no_grad(): a, b = base.model(ids).logits.float(), q.loaded.model(ids).logits.float()
+    with torch.no_grad():
+        a, b = base.model(ids).logits.float(), q.loaded.model(ids).logits.float()
     assert 0 < (a - b).norm() / a.norm() < 1.5
     assert (export.export(q, tmp_path/'nvfp4')/'model.safetensors').exists()
 
@@ -87,11 +99,13 @@ def test_real_memory_that_runs_out_halves_the_batch(base):
     torch.cuda.empty_cache()
     total = torch.cuda.get_device_properties(0).total_memory
     try:
-        torch.cuda.set_per_process_memory_fraction(min(1., (torch.cuda.memory_allocated() + 900e6) / total))  # room for a copy and a small batch
+        # room for a copy and a small batch
+        torch.cuda.set_per_process_memory_fraction(min(1., (torch.cuda.memory_allocated() + 900e6) / total))
         with warnings.catch_warnings(record=True) as w:
             warnings.simplefilter('always')
             q = quantize.quantize(base, c, 'fp8', batch_size=64, progress=False)
-    finally: torch.cuda.set_per_process_memory_fraction(1.)
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.)
     assert q.report.facts['batch_halved'] >= 1 and len([x for x in w if 'out of memory' in str(x.message)]) == 1
     low = ranges(q.loaded.model)
     assert all(((low[n] - whole[n]).abs() <= 4 * 2.**-7 * whole[n]).all() for n in whole)
@@ -103,7 +117,9 @@ def test_a_model_larger_than_the_gpu_is_calibrated(base, tmp_path):
     c = text(8)
     whole = ranges(quantize.quantize(base, c, 'fp8', progress=False).loaded.model)
     m = models.load('shape:llama-100m', device='cuda')
-    place = {'model.embed_tokens': 0, 'model.norm': 0, 'model.rotary_emb': 0, 'lm_head': 0} | {f'model.layers.{i}': 0 if i < 6 else 'cpu' for i in range(m.config.num_hidden_layers)}
+    place = {'model.embed_tokens': 0, 'model.norm': 0, 'model.rotary_emb': 0, 'lm_head': 0} | {
+        f'model.layers.{i}': 0 if i < 6 else 'cpu' for i in range(m.config.num_hidden_layers)
+    }
     m.model = dispatch_model(m.model, place, main_device=0)
     low = ranges(quantize.quantize(m, c, 'fp8', progress=False).loaded.model)
     assert low.keys() == whole.keys() and all(((low[n] - whole[n]).abs() <= 4 * 2.**-7 * whole[n]).all() for n in whole)
