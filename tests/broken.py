@@ -86,7 +86,7 @@ def good(scheme='fp8', kv=None):
     q = dict(quant_algo=ALGO.get(scheme), kv_cache_quant_algo=kv, exclude_modules=['lm_head', 'model.embed_tokens'])
     if scheme == 'nvfp4': q['group_size'] = 16
     if scheme == 'int4_awq': q |= dict(group_size=128, has_zero_point=False, pre_quant_scale=True)
-    js = {'config.json': config, 'tokenizer.json': {'version': '1.0'}, 'tokenizer_config.json': {'tokenizer_class': 'PreTrainedTokenizerFast'}}
+    js = {'config.json': config, 'tokenizer.json': {'version': '1.0', 'model': {}}, 'tokenizer_config.json': {'tokenizer_class': 'PreTrainedTokenizerFast'}}
     if scheme != 'none': js['hf_quant_config.json'] = dict(producer=dict(name='modelopt', version='0.47.0'), quantization=q)
     return dict(json=js, st={ONE: t}, raw={}, links={})
 
@@ -200,16 +200,16 @@ def autoawq(c): del c['json']['hf_quant_config.json']; cfg(c)['quantization_conf
 def bitsandbytes(c): del c['json']['hf_quant_config.json']; cfg(c)['quantization_config'] = dict(load_in_4bit=True, bnb_4bit_quant_type='nf4')
 
 # one file
-@case('truncated-file', where=ONE)
+@case('file-length', where=ONE)
 def last_kilobyte_missing(c): c['after'] = [patch(ONE, lambda b: b[:-1024])]
 
-@case('truncated-file', where=ONE)
+@case('file-length', where=ONE)
 def empty_file(c): c['after'] = [patch(ONE, lambda b: b'')]
 
-@case('header-too-long', where=ONE)
+@case('header', where=ONE)
 def gigabyte_header(c): c['after'] = [patch(ONE, lambda b: (1 << 30).to_bytes(8, 'little') + b[8:])]
 
-@case('header-not-json', where=ONE)
+@case('header', where=ONE)
 def header_garbage(c): c['after'] = [patch(ONE, lambda b: b[:8] + b'\xff' * 100 + b[108:])]
 
 def _head(f):
@@ -222,23 +222,23 @@ def _head(f):
         return len(raw).to_bytes(8, 'little') + raw + b[8 + n:]
     return patch(ONE, edit)
 
-@case('header-offsets', where=ONE)
+@case('header', where=ONE)
 def overlapping_tensors(c):
     def f(h):
         a, b = h[UP + '.weight']['data_offsets']
         h[UP + '.weight']['data_offsets'] = [a - 16, b - 16]
     c['after'] = [_head(f)]
 
-@case('header-size', where=ONE)
+@case('header', where=ONE)
 def shape_that_lies(c): c['after'] = [_head(lambda h: h[UP + '.weight'].update(shape=[F, H + 1]))]
 
-@case('header-entry', where=ONE)
+@case('header', where=ONE)
 def negative_offset(c): c['after'] = [_head(lambda h: h[UP + '.weight'].update(data_offsets=[-8, 16]))]
 
-@case('header-dtype', where=ONE)
+@case('header', where=ONE)
 def unknown_element_type(c): c['after'] = [_head(lambda h: h[UP + '.weight'].update(dtype='F7'))]
 
-@case('header-offsets', where=ONE)
+@case('file-length', where=ONE)
 def bytes_after_the_end(c): c['after'] = [patch(ONE, lambda b: b + b'\0' * 64)]
 
 # shards
@@ -354,18 +354,18 @@ def misspelt_exclude(c): q(c)['exclude_modules'].append('model.layers.0.mlp.down
 def exclude_is_a_string(c): q(c)['exclude_modules'] = 'lm_head'
 
 # compressed-tensors
-@case('ct-int8-as-fp8', make=compressed)
+@case('ct-int8-as-fp8', make=compressed, engine='trtllm', also={'algo-unsupported'})
 def int8_taken_for_fp8(c): c |= compressed('int')
 
-@case('ct-strategy', make=compressed)
+@case('ct-strategy', make=compressed, engine='trtllm', also={'scale-shape', 'dynamic-activations'})
 def static_per_tensor(c): cfg(c)['quantization_config']['config_groups']['group_0']['weights']['strategy'] = 'tensor'
 
-@case('ct-groups', make=compressed)
+@case('ct-groups', make=compressed, engine='trtllm')
 def two_groups(c):
     g = cfg(c)['quantization_config']['config_groups']
     g['group_1'] = g['group_0']
 
-@case('scale-shape', make=compressed)
+@case('scale-shape', make=compressed, engine='trtllm')
 def scales_of_out_by_1(c):
     for k, (d, x) in list(ts(c).items()):
         if k.endswith('weight_scale'): ts(c)[k] = d, x[:, None]
@@ -557,5 +557,151 @@ def fp8_without_input_scales(c):
 @case('kv-scales-ignored', make=of('fp8', kv='FP8'))
 def calibrated_kv_scales(c): ts(c)['model.layers.0.self_attn.k_proj.k_scale'] = f32(.07)
 
-@case('scales-unread', make=of('fp8_rowwise'))
+@case('scales-unread', make=of('fp8_rowwise'), also={'stray-tensor'})
 def a_large_scale(c): ts(c)['model.layers.0.mlp.extra.weight_scale'] = f32(np.ones(1 << 17))
+
+
+# values that no model has
+@case('config-value', also={'layer-extra'})
+def no_layer(c): cfg(c)['num_hidden_layers'] = 0
+
+@case('config-value', also={'layer-extra'})
+def less_than_no_layer(c): cfg(c)['num_hidden_layers'] = -1
+
+@case('config-value', also={'weight-shape'})
+def no_attention_head(c): cfg(c)['num_attention_heads'] = 0
+
+@case('config-value', also={'vocab-size'})
+def a_vocabulary_of_400_digits(c): cfg(c)['vocab_size'] = 10**400
+
+@case('config-value')
+def a_width_that_is_text(c): cfg(c)['hidden_size'] = 'x'
+
+@case('config-value')
+def no_position(c): cfg(c)['max_position_embeddings'] = 0
+
+@case('config-value', also={'rope-spelling'})
+def a_rotary_base_of_zero(c): cfg(c)['rope_parameters']['rope_theta'] = 0
+
+@case('config-value', also={'rope-spelling'})
+def a_rotary_base_that_is_no_number(c): cfg(c)['rope_theta'] = float('nan')
+
+@case('config-json')
+def a_key_twice(c): c['json']['config.json'] = json.dumps(cfg(c))[:-1] + ', "vocab_size": 512}'
+
+@case('config-json')
+def a_hundred_thousand_brackets(c): c['json']['config.json'] = '[' * 100_000
+
+@case('generation-config')
+def generation_config_cut_short(c): c['json']['generation_config.json'] = '{"temperature": '
+
+@case('tokenizer-json')
+def tokenizer_is_a_list(c): c['json']['tokenizer.json'] = []
+
+@case('tokenizer-json')
+def tokenizer_without_a_model(c): c['json']['tokenizer.json'] = {'version': '1.0'}
+
+# the directory
+@case('half-written')
+def a_pipe_as_config(c):
+    import os
+    del c['json']['config.json']
+    c['after'] = [lambda path: os.mkfifo(path/'config.json')]
+
+@case('half-written')
+def a_link_to_itself(c): c['links'] = {'model-extra.safetensors': 'model-extra.safetensors'}
+
+@case('symlink-outside')
+def weights_that_lie_elsewhere(c):
+    c['after'] = [lambda path: (path/ONE).rename(path.parent/ONE), lambda path: (path/ONE).symlink_to(path.parent/ONE)]
+
+@case('missing-shard', also={'layer-missing'})
+def one_of_99999999_shards(c):
+    c['st'] = {'model-00001-of-99999999.safetensors': {k: v for k, v in ts(c).items() if '.layers.1.' not in k}}
+
+@case('index-path', make=sharded)
+def index_names_an_absolute_path(c): c['json']['model.safetensors.index.json']['weight_map']['extra'] = '/etc/model.safetensors'
+
+@case('index-path', make=sharded)
+def index_names_a_pickle(c): c['json']['model.safetensors.index.json']['weight_map']['extra'] = 'pytorch_model.bin'
+
+# what nobody reads
+def _stray(leaf, module='model.layers.0.self_attn.k_proj'):
+    @case('stray-tensor', where=f'{module}.{leaf}')
+    def a_scale_of_another_tool(c): ts(c)[f'{module}.{leaf}'] = f32(.5)
+    CASES[f'stray_{leaf}'] = CASES.pop('a_scale_of_another_tool')
+
+for _leaf in ('kv_scale', 'output_scale', 'q_scale', 'prob_scale', 'weight_scale_2', 'pre_quant_scale', 'weight_zero_point'): _stray(_leaf)
+
+# labels, experts, fused products
+@case('nothing-quantized')
+def a_label_and_nothing_else(c):
+    q(c)['exclude_modules'].append('model.layers.*')
+    c['st'] = {ONE: good('none')['st'][ONE]}
+
+def moe(names=('w1', 'w2', 'w3'), parent='block_sparse_moe', scheme='fp8'):
+    "A Mixtral of two layers with four experts."
+    c, rng = good(scheme), np.random.default_rng(4)
+    cfg(c).update(architectures=['MixtralForCausalLM'], model_type='mixtral', num_local_experts=4, num_experts_per_tok=2)
+    t = ts(c)
+    for k in [k for k in t if '.mlp.' in k]: del t[k]
+    for l in range(LAYERS):
+        t[f'model.layers.{l}.{parent}.gate.weight'] = bf16(rng.standard_normal((4, H)))
+        for e in range(4):
+            for n in names:
+                w = (rng.standard_normal((H, F) if n in ('w2', 'down_proj') else (F, H)) * .05).astype(np.float32)
+                t |= {f'model.layers.{l}.{parent}.experts.{e}.{n}.{k}': v for k, v in quantized(w, scheme, wide=.3).items()}
+    return c
+
+@case('expert-names', make=moe)
+def experts_under_another_name(c): c |= moe(('gate_proj', 'down_proj', 'up_proj'), 'mlp')
+
+@case('input-scale-mixed', make=moe, also={'dynamic-activations'}, where='model.layers.1.block_sparse_moe.experts.2.w2')
+def one_expert_without_input_scale(c): del ts(c)['model.layers.1.block_sparse_moe.experts.2.w2.input_scale']
+
+def block_of(rows):
+    "FP8 in blocks, with another height of the key projections."
+    c = good('fp8_block')
+    cfg(c)['model_type'] = 'other'
+    for l in range(LAYERS):
+        w = (np.random.default_rng(l).standard_normal((rows, H)) * .05).astype(np.float32)
+        ts(c).update({f'model.layers.{l}.self_attn.k_proj.{k}': v for k, v in quantized(w, 'fp8_block').items()})
+    return c
+
+@case('block-rows', make=of('fp8_block'))
+def rows_of_another_layers_scale(c): c |= block_of(64)
+
+@case('input-scale-mixed', also={'dynamic-activations'}, trtllm='1.3.0rc5')
+def one_input_scale_missing_in_1_3(c): del ts(c)['model.layers.0.self_attn.v_proj.input_scale']
+
+@case('pre-quant-dropped', make=of('nvfp4'))
+def awq_scale_that_1_2_never_reads(c):
+    q(c)['quant_algo'] = 'NVFP4_AWQ'
+    ts(c)['model.layers.0.mlp.down_proj.pre_quant_scale'] = bf16(np.ones(F))
+
+@case('kv-algo-unknown')
+def kv_algo_none_as_text(c): q(c)['kv_cache_quant_algo'] = 'none'
+
+@case('kv-algo-unknown')
+def kv_algo_empty(c): q(c)['kv_cache_quant_algo'] = ''
+
+@case('quant-algo-unknown', make=of('fp8_block'))
+def alias_in_capitals(c): q(c)['quant_algo'] = 'FP8_PB_WO'
+
+@case('scale-absurd', where=f'{UP}.weight_scale', also={'fused-requantized'})
+def a_scale_of_1e30(c): ts(c)[f'{UP}.weight_scale'] = f32(1e30)
+
+@case('scale-absurd', where='model.layers.1.mlp.down_proj.input_scale')
+def an_activation_scale_of_1e30(c): ts(c)['model.layers.1.mlp.down_proj.input_scale'] = f32(1e30)
+
+# other engines
+@case('engine-refuses', engine='vllm', make=of('int8_wo'))
+def modelopts_int8_for_vllm(c): pass
+
+@case('engine-refuses', engine='sglang', make=of('fp8_rowwise'))
+def modelopts_rowwise_for_sglang(c): pass
+
+@case('engine-refuses', engine='vllm', make=of('fp8_block'))
+def block_scales_in_two_dimensions_for_vllm(c):
+    for k, (d, x) in list(ts(c).items()):
+        if k.endswith('weight_scale'): ts(c)[k] = d, x[:, 0, :, 0]

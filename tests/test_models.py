@@ -75,7 +75,7 @@ def test_already_quantized(demo_fp8): _refused(demo_fp8, 'already quantized')
 
 def test_gguf(tmp_path):
     f = tmp_path/'m.gguf'; f.write_bytes(b'GGUF')
-    _refused(f, 'llama.cpp')
+    _refused(f, 'not a readable GGUF file')
 
 def test_random_weights_are_called_random():
     t = models.tiny('llama')

@@ -56,7 +56,7 @@ def test_fp8_checkpoint_loads_with_safetensors(fp8):
     assert json.loads((ckpt/'hf_quant_config.json').read_text())['quantization']['quant_algo'] == 'FP8'
     assert {'tokenizer.json', 'README.md', 'passport.json'} <= {p.name for p in ckpt.iterdir()}
 
-def test_fp8_checkpoint_has_no_errors(fp8): assert not [f for f in results(fp8[1])['details']['findings']['findings'] if f['severity'] == 'error']
+def test_fp8_checkpoint_has_no_errors(fp8): assert not [f for f in results(fp8[1])['details']['findings']['findings'] if f['level'] == 'error']
 
 def test_executed_notebook_tells_no_secrets(fp8):
     text = (fp8[1]/'executed.ipynb').read_text()

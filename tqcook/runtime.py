@@ -104,7 +104,7 @@ def _open(path):
     ck = Checkpoint.open(path)
     if (ck.path/PASSPORT).exists():
         verify_or_refuse(path)
-    if ck.layout != 'hf':
+    if ck.layout in ('trtllm_legacy', 'engine'):
         raise CookError(f"{path} is in TensorRT-LLM's legacy layout; the runtime reads the Hugging Face layout")
     if ck.kv not in ('none', 'fp8'):
         raise CookError(f'{path} asks for a KV cache in {ck.kv}; the runtime has none and fp8')

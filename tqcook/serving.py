@@ -438,7 +438,7 @@ def before_serving(
 ) -> tuple: # findings of the check and of the passport
     "Check a checkpoint and its passport; raises CookError when either finds an error."
     found = contract.check(path, trtllm=known(version), device=device), passport.verify(path)
-    errors = [f for findings in found for f in findings if f.severity == 'error']
+    errors = [f for findings in found for f in findings.errors]
     if errors and not force:
         more = f' (and {len(errors) - 1} more)' if len(errors) > 1 else ''
         raise CookError(f'{path} is not served with TensorRT-LLM {version}: {errors[0]}{more}; mend it, or say force')
