@@ -7,7 +7,7 @@ __all__ = ['RUNGS', 'Drawn', 'Synthetic', 'shapes', 'draw', 'synthetic', 'copy_b
            'prefill_flops', 'Timing', 'label', 'fill', 'decode_step', 'decode', 'prefill', 'peer', 'general',
            'plain_step', 'ladder', 'free', 'Bench', 'conditions', 'open_model', 'measure']
 
-# %% ../nbs/63_bench.ipynb #4e10b6b3
+# %% ../nbs/63_bench.ipynb #8dc98165
 import gc
 import statistics
 import tempfile
@@ -64,7 +64,7 @@ class Synthetic:
         if self.algo: write_json(path/'hf_quant_config.json', dict(producer=dict(name='tqcook', version='random'), quantization=quant))
         return path
 
-# %% ../nbs/63_bench.ipynb #f5fdbf04
+# %% ../nbs/63_bench.ipynb #8ae447e6
 def shapes(c): # module -> shape of its weight
     "All modules of a decoder, from its config."
     a = decoder.arch_of(c)
@@ -84,7 +84,7 @@ def draw(t, leaf, device, generator):
     if leaf == 'weight_scale': return torch.full(t.shape, 2e-4, device=device)
     if len(t.shape) == 1: return torch.ones(t.shape, dtype=torch.bfloat16, device=device)
     x = torch.randn(t.shape, device=device, generator=generator, dtype=torch.bfloat16 if device != 'cpu' else None)
-    if t.dtype == 'F8_E4M3': return x.mul_(100).to(torch.float8_e4m3fn)
+    if t.dtype == 'F8_E4M3': return x.mul_(100).clamp_(-448, 448).to(torch.float8_e4m3fn) # above, PyTorch makes NaN of it
     return x.mul_(40).round_().clamp_(-127, 127).to(torch.int8) if t.dtype == 'I8' else x.mul_(.02).bfloat16()
 
 def synthetic(
@@ -394,7 +394,7 @@ class Bench:
         plt.close(fig)
         return fig
 
-# %% ../nbs/63_bench.ipynb #fcf0f6ed
+# %% ../nbs/63_bench.ipynb #46c16123
 def conditions(d=None) -> str:
     "One line that says under what a speed was measured."
     import torch

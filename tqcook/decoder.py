@@ -8,7 +8,7 @@ __all__ = ['FAMILIES', 'GROUPS', 'KINDS', 'Arch', 'arch_of', 'why_not', 'Product
            'block', 'fit', 'places', 'Decoder', 'fit_batch', 'load', 'from_source', 'read_layer', 'prompt_ids', 'pick',
            'start', 'steps', 'generate', 'DecoderLogits', 'product_errors', 'reference', 'on_grid']
 
-# %% ../nbs/55_decoder.ipynb #b0f3d102
+# %% ../nbs/55_decoder.ipynb #94200d57
 import functools
 import time
 from dataclasses import dataclass, field
@@ -81,7 +81,7 @@ def why_not(
     dim = arch_of(c).head_dim
     return f'its head size is {dim}, not a power of two from 16' if dim < 16 or dim & dim - 1 else ''
 
-# %% ../nbs/55_decoder.ipynb #a0ca8b1e
+# %% ../nbs/55_decoder.ipynb #5c826c97
 KINDS = dict(bf16='16 bits', fp8='E4M3 x E4M3, static scale', fp8_token='E4M3 x E4M3, a scale per token',
              int8='INT8 x INT8, static scale', int8_token='INT8 x INT8, a scale per token',
              int8_wo='INT8 weights widened in the product', fp8_block='E4M3 weights, a scale per 128 inputs, widened')

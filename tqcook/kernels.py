@@ -8,7 +8,7 @@ __all__ = ['constexpr', 'tl', 'triton', 'kernel', 'missing', 'ready', 'launch', 
            'swiglu_kernel', 'swiglu', 'finish', 'product_kernel', 'gemv_kernel', 'pair', 'turn', 'rope_kernel',
            'combine', 'together', 'put_heads', 'share', 'attention_kernel', 'top_kernel', 'advance_kernel']
 
-# %% ../nbs/53_kernels.ipynb #2165fd98
+# %% ../nbs/53_kernels.ipynb #08d8a126
 import contextlib
 import functools
 import os
@@ -27,7 +27,7 @@ def kernel(
     _kernels.append(f)
     return f
 
-# %% ../nbs/53_kernels.ipynb #3d9e5a83
+# %% ../nbs/53_kernels.ipynb #9f814703
 @functools.cache
 def missing() -> str: # '' where Triton's kernels can run
     "Why Triton cannot be used here."
@@ -412,7 +412,7 @@ def attention_kernel(qkv, bias, cos, sin, qn, kn, k, v, slot, pad, part, stat, c
             put_heads(out, y, tl.arange(0, GP), dd, b, h, smooth, static, H, G, D, SMOOTH, SCALE)
             tl.store(count + at, 0)
 
-# %% ../nbs/53_kernels.ipynb #905888b0
+# %% ../nbs/53_kernels.ipynb #1c15ea90
 @kernel
 def top_kernel(logits, best, where, V, CHUNK: constexpr, PDL: constexpr):
     "The largest logit of a chunk and where it is."
@@ -422,7 +422,7 @@ def top_kernel(logits, best, where, V, CHUNK: constexpr, PDL: constexpr):
     v = tl.load(logits + b * V + i, mask=i < V, other=-float('inf'))
     at = b * tl.num_programs(1) + c
     tl.store(best + at, tl.max(v, 0))
-    tl.store(where + at, c * CHUNK + tl.argmax(v, 0))
+    tl.store(where + at, tl.minimum(c * CHUNK + tl.argmax(v, 0), V - 1)) # logits may be NaN, a token must exist
 
 @kernel
 def advance_kernel(best, where, tokens, history, slot, cap, CHUNKS, WIDTH: constexpr, PDL: constexpr):

@@ -9,7 +9,7 @@ __all__ = ['SHORT', 'Port', 'port', 'Form', 'width', 'forms', 'choices_file', 'C
            'fast_reuse', 'fast_steps', 'library', 'Prefill', 'prefill_o', 'prefill_mlp', 'prefill_run', 'fast_prefill',
            'Recorded']
 
-# %% ../nbs/54_step.ipynb #3fca2f93
+# %% ../nbs/54_step.ipynb #1b710fcb
 import os
 import statistics
 from dataclasses import dataclass, replace
