@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['RUNGS', 'Drawn', 'Synthetic', 'shapes', 'draw', 'synthetic', 'copy_bandwidth', 'seconds', 'read_bytes',
            'prefill_flops', 'Timing', 'label', 'fill', 'decode_step', 'decode', 'prefill', 'peer', 'general',
-           'plain_step', 'ladder', 'free', 'Bench', 'conditions', 'open_model', 'measure']
+           'plain_model', 'plain_step', 'ladder', 'free', 'Bench', 'conditions', 'open_model', 'measure']
 
 # %% ../nbs/63_bench.ipynb #8dc98165
 import gc
@@ -266,7 +266,7 @@ def peer(
     return Timing(name, loaded.scheme or 'bf16', 'none', batch, context, max(statistics.median(times), 1e-9),
                   spread=(min(times), max(times)), note=f'first runs {first:.0f} s' if static else '')
 
-# %% ../nbs/63_bench.ipynb #35de0c28
+# %% ../nbs/63_bench.ipynb #fd4927d7
 RUNGS = [ # name, how
     ('linears swapped in the Hugging Face model', 'general'),
     ('fused projections, static cache', 'plain'),
@@ -278,10 +278,10 @@ RUNGS = [ # name, how
 
 def general(source, dev, batch, context, path=None, **kw): # Timing
     "A decode step of the general tier: the model of transformers, its linears swapped where the scheme quantizes."
-    if source.scheme is None: return peer(_plain_model(source.config, dev), batch, context, **kw)
+    if source.scheme is None: return peer(plain_model(source.config, dev), batch, context, **kw)
     with tempfile.TemporaryDirectory() as tmp: return peer(runtime.load(path or source.save(tmp), dev), batch, context, **kw)
 
-def _plain_model(config, dev):
+def plain_model(config, dev):
     "The model of transformers with random weights."
     import torch
     import transformers as tr
