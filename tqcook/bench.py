@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['RUNGS', 'Drawn', 'Synthetic', 'shapes', 'draw', 'synthetic', 'copy_bandwidth', 'seconds', 'read_bytes',
            'prefill_flops', 'Timing', 'label', 'fill', 'decode_step', 'decode', 'prefill', 'peer', 'general',
-           'plain_model', 'plain_step', 'ladder', 'free', 'Bench', 'conditions', 'open_model', 'measure']
+           'plain_model', 'plain_step', 'ladder', 'free', 'Bench', 'conditions', 'open_model', 'measure', 'peer_of',
+           'check_points']
 
 # %% ../nbs/63_bench.ipynb #8dc98165
 import gc
@@ -394,7 +395,7 @@ class Bench:
         plt.close(fig)
         return fig
 
-# %% ../nbs/63_bench.ipynb #46c16123
+# %% ../nbs/63_bench.ipynb #b371b37c
 def conditions(d=None) -> str:
     "One line that says under what a speed was measured."
     import torch
@@ -429,6 +430,7 @@ def measure(
 ) -> Bench:
     "Decode and prefill of a model in several schemes."
     dev = detect(device)
+    check_points(schemes, batches, contexts, prompts)
     out = Bench(str(dev), copy_bandwidth(dev.torch), conditions())
     for name in schemes:
         scheme, _, kv = name.partition('+')
@@ -441,6 +443,21 @@ def measure(
         jobs = [('decode', b, c) for c in contexts for b in batches] + [('prefill', b, t) for b, t in prompts]
         for what, b, n in jobs: _point(out, d, name, what, b, n, steps, repeats, progress)
     return out
+
+def peer_of(model, dev, context): # Timing
+    "`generate` of transformers on a model, in BF16."
+    if str(model).startswith('shape:') or model == 'demo': return peer(models.load(model, dev), 1, context, tokens=(2, 18))
+    c = decoder.Checkpoint.open(Path(model).expanduser()).config
+    return peer(plain_model({k: v for k, v in c.items() if k != 'quantization_config'}, dev), 1, context, tokens=(2, 18))
+
+def check_points(schemes, batches, contexts, prompts):
+    "Refuse what cannot be measured before anything is loaded."
+    for name in schemes:
+        s, _, kv = str(name).partition('+')
+        if s not in ('bf16', *_STORED) or kv not in ('', 'kv'):
+            raise CookError(f"no scheme {name!r} to measure; expected bf16 or one of {', '.join(_STORED)}, with +kv for an FP8 KV cache")
+    wrong = [n for n in [*batches, *contexts] if n < 1] + [p for p in prompts if len(p) != 2 or min(p) < 1]
+    if wrong or not schemes: raise CookError(f'{wrong or "no scheme"} cannot be measured; expected whole numbers from 1, prompts as pairs of batch and tokens')
 
 def _point(out, d, name, what, b, n, steps, repeats, progress):
     "Measure one point, or note why not."

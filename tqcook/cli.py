@@ -129,6 +129,22 @@ def _cmd_check(a) -> int:
     found = contract.check(a.dir, trtllm=a.trtllm, device=a.device or None, deep=a.deep, backend=a.backend, passport=True)
     return _tell(found, str(found), a.json, 'PASS' if found.ok else 'FAIL')
 
+# %% ../nbs/84_cli.ipynb #94c66d49
+def _cmd_bench(a) -> int:
+    "tqcook bench"
+    from tqcook import bench, device
+    dev = device.detect(a.device)
+    cuda = dev.kind == 'cuda'
+    numbers = lambda text, default: [int(x) for x in text.split(',')] if text else default
+    schemes = a.schemes.split(',') if a.schemes else ['bf16', 'fp8', 'fp8+kv'] if cuda else ['bf16', 'fp8']
+    prompts = [numbers(p.replace('x', ','), []) for p in a.prompts.split(',')] if a.prompts else _prompts(cuda)
+    b = bench.measure(a.model, schemes, numbers(a.batches, [1, 16, 64] if cuda else [1, 4]),
+                      numbers(a.contexts, [512] if cuda else [128]), prompts, dev, a.steps, progress=None)
+    if a.peer: b.peers.append(bench.peer_of(a.model, dev, b.points[0].tokens if b.points else 128))
+    return _tell(b, _terminal(b._repr_markdown_()), a.json, 'PASS')
+
+def _prompts(cuda): return [[1, 512], [4, 2048]] if cuda else [[1, 128]]
+
 # %% ../nbs/84_cli.ipynb #a91bdcc3
 def _tell(noun, text: str, as_json: bool, verdict: str) -> int:
     "Print a result object and turn its verdict into an exit code."
@@ -162,7 +178,7 @@ def _parser():
     ap = _Parser(prog='tqcook', description='Quantize a language model, measure what it costs, compile it for TensorRT-LLM.',
                  epilog='Exit codes: 0 done or PASS, 1 error, 2 wrong usage, 10 FAIL, 11 INCONCLUSIVE.')
     ap.add_argument('--version', action='version', version=__version__)
-    sub = ap.add_subparsers(dest='verb', required=True, metavar='run|list|doctor|compare|check', parser_class=_Parser)
+    sub = ap.add_subparsers(dest='verb', required=True, metavar='run|list|doctor|compare|check|bench', parser_class=_Parser)
     def verb(name, f, help):
         p = sub.add_parser(name, help=help, description=help, allow_abbrev=False)
         p.set_defaults(f=f)
@@ -195,6 +211,15 @@ def _parser():
     add('--backend', default='auto', help='auto, pytorch or tensorrt')
     add('--device', default='', help='GPU that shall serve it, such as h100')
     add('--deep', action='store_true', help='read the tensors too')
+    add = verb('bench', _cmd_bench, 'measure tokens a second, beside what the memory of this device allows')
+    add('model', nargs='?', default='demo', help='demo, a directory (plain or exported), or shape:NAME (default: %(default)s)')
+    add('--schemes', default='', help='such as bf16,fp8,fp8+kv,int8_wo (+kv: FP8 KV cache)')
+    add('--batches', default='', help='sequences decoded together, such as 1,16,64')
+    add('--contexts', default='', help='tokens already in the cache, such as 512,4096')
+    add('--prompts', default='', help='prefills as batch x tokens, such as 1x512,4x2048')
+    add('--steps', type=int, default=16, help='decode steps in one measurement (default: %(default)s)')
+    add('--peer', action='store_true', help='also time generate of transformers')
+    add('--device', default='auto', help='auto, cpu, cuda or cuda:N')
     return ap
 
 # %% ../nbs/84_cli.ipynb #a186c3a3
