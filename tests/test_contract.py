@@ -1,28 +1,41 @@
 "checkpoint.check: good checkpoints give their expected findings and no other, each broken one its own."
-import json, os, time
+import contextlib
+import json
+import os
+import time
 
 import numpy as np
 import pytest
 
 import broken
 from tqcook import card, export, passport
+from tqcook.checkpoint import Checkpoint
 from tqcook.contract import check, check_schema
-from tqcook.checkpoint import BadCheckpoint, Checkpoint
-from tqcook.findings import rules
 from tqcook.core import CookError
+from tqcook.findings import rules
 
 FUSED = {'fused-requantized'}
 EXPECTED = {  # scheme: findings on a GPU that runs it
-    'fp8': set(), 'fp8+kv': set(), 'fp8_rowwise': set(), 'fp8_block': {'activations-too'}, 'int8_sq': {'algo-unsupported'},
-    'int8_wo': {'undocumented'}, 'int4_awq': set(), 'nvfp4': set(), 'none': {'not-quantized'}}
+    'fp8': set(),
+    'fp8+kv': set(),
+    'fp8_rowwise': set(),
+    'fp8_block': {'activations-too'},
+    'int8_sq': {'algo-unsupported'},
+    'int8_wo': {'undocumented'},
+    'int4_awq': set(),
+    'nvfp4': set(),
+    'none': {'not-quantized'},
+}
 
-def _device(scheme): return 'b200' if scheme == 'nvfp4' else 'h100'
+def _device(scheme):
+    return 'b200' if scheme == 'nvfp4' else 'h100'
 
 @pytest.mark.parametrize('name', EXPECTED)
 def test_good_checkpoints_give_exactly_their_expected_findings(name, tmp_path):
     scheme, _, kv = name.partition('+')
     d = broken.write(broken.good(scheme, kv='FP8' if kv else None), tmp_path/'c')
-    for deep in (False, True): assert set(check(d, device=_device(scheme), deep=deep).codes) == EXPECTED[name]
+    for deep in (False, True):
+        assert set(check(d, device=_device(scheme), deep=deep).codes) == EXPECTED[name]
 
 def test_int8_smoothquant_is_one_error_that_points_to_the_legacy_layout(tmp_path):
     found = check(broken.write(broken.good('int8_sq'), tmp_path/'c'))
@@ -39,7 +52,8 @@ def baseline(tmp_path_factory):
     "Findings of the unbroken checkpoint that a case starts from."
     seen = {}
     def codes(make, deep):
-        if (make, deep) not in seen: seen[make, deep] = set(check(broken.write(make(), tmp_path_factory.mktemp('good')/'c'), deep=deep).codes)
+        if (make, deep) not in seen:
+            seen[make, deep] = set(check(broken.write(make(), tmp_path_factory.mktemp('good')/'c'), deep=deep).codes)
         return seen[make, deep]
     return codes
 
@@ -54,15 +68,18 @@ def test_each_broken_checkpoint_gives_its_own_finding(name, baseline, tmp_path):
     assert set(found.codes) - before - case['also'] == {case['code']}, str(found)
     f = next(f for f in found if f.code == case['code'])
     assert f.level in (rules()[f.code]["level"], "warning") and f.found
-    if f.level == 'error': assert f.remedy and (f.consequence or f.expected)
-    if case['where']: assert case['where'] in (f.file, f.tensor), f
+    if f.level == 'error':
+        assert f.remedy and (f.consequence or f.expected)
+    if case['where']:
+        assert case['where'] in (f.file, f.tensor), f
     assert found.ok == (not any(x.level == 'error' for x in found))
 
 def test_every_rule_has_a_checkpoint_that_breaks_it():
     "A rule that no test can trigger is not a check. The passport's rules have their own tests."
     from pathlib import Path
     passport = set(list(rules())[list(rules()).index('no-passport'):])
-    elsewhere = {'engine', 'not-quantized', 'algo-unsupported', 'undocumented', 'activations-too'}  # in the tests above and below
+    # in the tests above and below
+    elsewhere = {'engine', 'not-quantized', 'algo-unsupported', 'undocumented', 'activations-too'}
     missing = set(rules()) - passport - elsewhere - {c['code'] for c in broken.CASES.values()}
     assert not missing and len(broken.CASES) >= 30, missing
     text = (Path(__file__).parent/'test_passport.py').read_text()
@@ -75,36 +92,51 @@ def test_json_follows_its_schema(name, tmp_path):
     case['break_'](c)
     report = json.loads(json.dumps(check(broken.write(c, tmp_path/'c'), **case['kw']).to_dict()))
     jsonschema.validate(report, check_schema())
-    jsonschema.validate(json.loads(json.dumps(check(broken.write(broken.good(), tmp_path/'g')).to_dict())), check_schema())
+    jsonschema.validate(
+        json.loads(json.dumps(check(broken.write(broken.good(), tmp_path/'g')).to_dict())), check_schema()
+    )
     for wrong in (dict(report, ok='yes'), {k: v for k, v in report.items() if k != 'findings'},
                   dict(report, findings=[dict(report['findings'][0], level='fatal')])):
-        with pytest.raises(jsonschema.ValidationError): jsonschema.validate(wrong, check_schema())
+        with pytest.raises(jsonschema.ValidationError):
+            jsonschema.validate(wrong, check_schema())
 
 def test_open_raises_one_sentence(tmp_path):
-    for name, word in (('a_lora_adapter', 'merge'), ('pickle_only', 'pickle'), ('second_shard_missing', 'model-00002'), ('gigabyte_header', 'header too large')):
+    for name, word in (
+        ('a_lora_adapter', 'merge'),
+        ('pickle_only', 'pickle'),
+        ('second_shard_missing', 'model-00002'),
+        ('gigabyte_header', 'header too large'),
+    ):
         c = broken.CASES[name]['make']()
         broken.CASES[name]['break_'](c)
-        with pytest.raises(CookError, match=word) as e: Checkpoint.open(broken.write(c, tmp_path/name))
+        with pytest.raises(CookError, match=word) as e:
+            Checkpoint.open(broken.write(c, tmp_path/name))
         assert '\n' not in str(e.value)
 
 def test_what_does_not_exist_is_an_error_not_a_finding(tmp_path):
-    with pytest.raises(CookError, match='no such directory'): check(tmp_path/'nothing')
+    with pytest.raises(CookError, match='no such directory'):
+        check(tmp_path/'nothing')
     (tmp_path/'m.gguf').write_bytes(b'GGUF')
     assert check(tmp_path/'m.gguf').codes == ['gguf']
     d = broken.write(broken.good(), tmp_path/'c')
     for kw in (dict(trtllm='newest'), dict(device='h1000'), dict(backend='onnx')):
-        with pytest.raises(CookError): check(d, **kw)
+        with pytest.raises(CookError):
+            check(d, **kw)
 
 def test_a_link_inside_the_hub_cache_is_fine(tmp_path):
     blobs, snap = tmp_path/'models--a--b'/'blobs', tmp_path/'models--a--b'/'snapshots'/'rev'
     broken.write(broken.good(), blobs)
     snap.mkdir(parents=True)
-    for p in blobs.iterdir(): (snap/p.name).symlink_to(f'../../blobs/{p.name}')
+    for p in blobs.iterdir():
+        (snap/p.name).symlink_to(f'../../blobs/{p.name}')
     assert check(snap).codes == []
 
 @pytest.mark.parametrize('scheme', ['fp8', 'fp8_rowwise', 'fp8_block', 'int8_wo', 'int4_awq', 'nvfp4'])
 def test_dequantize_gives_back_the_weight(scheme, tmp_path):
-    c, bound = Checkpoint.open(broken.write(broken.good(scheme), tmp_path/'c')), dict(int4_awq=.13, nvfp4=.11, int8_wo=.01).get(scheme, .03)
+    c, bound = (
+        Checkpoint.open(broken.write(broken.good(scheme), tmp_path/'c')),
+        dict(int4_awq=0.13, nvfp4=0.11, int8_wo=0.01).get(scheme, 0.03),
+    )
     for m, w in broken.weights().items():
         rel = np.linalg.norm(c.dequantize(m) - w) / np.linalg.norm(w)
         assert rel < bound, (m, rel)
@@ -117,12 +149,17 @@ def test_read_agrees_with_the_safetensors_library(tmp_path):
     assert set(ref) == set(c.tensors)
     for k, t in ref.items():
         mine = c.read(k)
-        assert mine.dtype == t.dtype and mine.shape == t.shape and torch.equal(mine.view(torch.uint8) if mine.ndim else mine, t.view(torch.uint8) if t.ndim else t)
+        assert (
+            mine.dtype == t.dtype
+            and mine.shape == t.shape
+            and torch.equal(mine.view(torch.uint8) if mine.ndim else mine, t.view(torch.uint8) if t.ndim else t)
+        )
         np.testing.assert_array_equal(c.array(k), t.float().numpy() if t.is_floating_point() else t.numpy())
 
 def test_make_portable_mends_what_transformers_5_writes(tmp_path):
     c = broken.good()
-    broken.rotary_base_under_its_new_name_only(c); broken.tokenizer_of_transformers_5(c)
+    broken.rotary_base_under_its_new_name_only(c)
+    broken.tokenizer_of_transformers_5(c)
     c['json']['tokenizer_config.json']['extra_special_tokens'] = ['<|a|>']
     d = broken.write(c, tmp_path/'c')
     assert set(check(d).codes) == {'rope-spelling', 'tokenizer-class'}
@@ -134,37 +171,65 @@ def test_make_portable_mends_what_transformers_5_writes(tmp_path):
 def test_make_portable_gives_the_legacy_layout_its_rotary_base(tmp_path):
     c = broken.legacy()
     broken.legacy_without_rotary_base(c)
-    d, config = broken.write(c, tmp_path/'c'), dict(rope_parameters=dict(rope_type='llama3', rope_theta=500000.0, factor=8.0))
+    d, config = (
+        broken.write(c, tmp_path/'c'),
+        dict(rope_parameters=dict(rope_type='llama3', rope_theta=500000.0, factor=8.0)),
+    )
     assert check(d).codes == ['rotary-base'] and export.make_portable(d) == []
-    assert export.make_portable(d, config) == ['config.json'] and check(d).codes == [] and export.make_portable(d, config) == []
+    assert (
+        export.make_portable(d, config) == ['config.json']
+        and check(d).codes == []
+        and export.make_portable(d, config) == []
+    )
     got = json.loads((d/'config.json').read_text())
     assert got['rotary_base'] == 500000.0 and got['rotary_scaling'] == dict(rope_type='llama3', factor=8.0)
 
 def sparse(d, layers=32, target=8_000_000_000):
     "An FP8 checkpoint of 8 GB: headers and scales are real, weights are holes that cost no disk."
     h, f, kv, v = 4096, 14336, 1024, 128256
-    shapes = {'self_attn.q_proj': (h, h), 'self_attn.k_proj': (kv, h), 'self_attn.v_proj': (kv, h), 'self_attn.o_proj': (h, h),
-              'mlp.gate_proj': (f, h), 'mlp.up_proj': (f, h), 'mlp.down_proj': (h, f)}
+    shapes = {
+        'self_attn.q_proj': (h, h),
+        'self_attn.k_proj': (kv, h),
+        'self_attn.v_proj': (kv, h),
+        'self_attn.o_proj': (h, h),
+        'mlp.gate_proj': (f, h),
+        'mlp.up_proj': (f, h),
+        'mlp.down_proj': (h, f),
+    }
     head, scales, at = {}, [], 0
     def add(k, dtype, shape, nbytes):
         nonlocal at
-        head[k] = dict(dtype=dtype, shape=list(shape), data_offsets=[at, at + nbytes]); at += nbytes
-        if dtype == 'F32': scales.append(at - 4)
+        head[k] = dict(dtype=dtype, shape=list(shape), data_offsets=[at, at + nbytes])
+        at += nbytes
+        if dtype == 'F32':
+            scales.append(at - 4)
     add('model.embed_tokens.weight', 'BF16', (v, h), 2 * v * h)
     add('lm_head.weight', 'BF16', (v, h), 2 * v * h)
-    for l in range(layers):
+    for layer in range(layers):
         for m, (o, i) in shapes.items():
-            add(f'model.layers.{l}.{m}.weight', 'F8_E4M3', (o, i), o * i)
-            for s in ('weight_scale', 'input_scale'): add(f'model.layers.{l}.{m}.{s}', 'F32', (), 4)
+            add(f'model.layers.{layer}.{m}.weight', 'F8_E4M3', (o, i), o * i)
+            for s in ('weight_scale', 'input_scale'):
+                add(f'model.layers.{layer}.{m}.{s}', 'F32', (), 4)
     raw = json.dumps(head).encode()
     d.mkdir()
     with open(d/'model.safetensors', 'wb') as file:
         file.write(len(raw).to_bytes(8, 'little') + raw)
-        for s in scales: file.seek(8 + len(raw) + s); file.write(np.float32(1e-3).tobytes())
+        for s in scales:
+            file.seek(8 + len(raw) + s)
+            file.write(np.float32(1e-3).tobytes())
         file.truncate(8 + len(raw) + at)
     c = broken.good()
-    cfg = c['json']['config.json'] | dict(hidden_size=h, intermediate_size=f, num_attention_heads=32, num_key_value_heads=8, head_dim=128, num_hidden_layers=layers, vocab_size=v)
-    for n, x in (c['json'] | {'config.json': cfg}).items(): (d/n).write_text(json.dumps(x))
+    cfg = c['json']['config.json'] | dict(
+        hidden_size=h,
+        intermediate_size=f,
+        num_attention_heads=32,
+        num_key_value_heads=8,
+        head_dim=128,
+        num_hidden_layers=layers,
+        vocab_size=v,
+    )
+    for n, x in (c['json'] | {'config.json': cfg}).items():
+        (d/n).write_text(json.dumps(x))
     assert at > target, at
     return d
 
@@ -185,7 +250,8 @@ def test_random_damage_never_escapes_as_a_traceback(tmp_path):
         n = 8 + int.from_bytes(good[:8], 'little') if name == broken.ONE else len(good)
         for _ in range(60):
             b = bytearray(good)
-            for i in rng.integers(0, min(n, 4000), 3): b[i] = rng.integers(0, 256) if rng.random() < .5 else rng.choice(list(b'0123456789"[]{},:nulltrue'))
+            for i in rng.integers(0, min(n, 4000), 3):
+                b[i] = rng.integers(0, 256) if rng.random() < .5 else rng.choice(list(b'0123456789"[]{},:nulltrue'))
             (d/name).write_bytes(b)
             check(d, deep=bool(rng.integers(2)))
         (d/name).write_bytes(good)
@@ -198,7 +264,9 @@ def _places(x, at=()):
         yield (*at, k)
         yield from _places(x[k], (*at, k))
 
-@pytest.mark.parametrize('make', [broken.good, broken.of('nvfp4'), broken.of('int4_awq'), broken.sharded, broken.compressed, broken.legacy])
+@pytest.mark.parametrize(
+    'make', [broken.good, broken.of('nvfp4'), broken.of('int4_awq'), broken.sharded, broken.compressed, broken.legacy]
+)
 def test_values_of_any_type_never_escape_as_a_traceback(make, tmp_path):
     "One value of one JSON file becomes something else, or goes."
     import random
@@ -210,19 +278,29 @@ def test_values_of_any_type_never_escape_as_a_traceback(make, tmp_path):
             x = json.loads(good)
             *way, last = r.choice(list(_places(x)))
             inside = x
-            for k in way: inside = inside[k]
-            if i % 5: inside[last] = r.choice(ODD)
-            else: del inside[last]
+            for k in way:
+                inside = inside[k]
+            if i % 5:
+                inside[last] = r.choice(ODD)
+            else:
+                del inside[last]
             f.write_text(json.dumps(x))
             str(check(d, device='h100', trtllm=r.choice(['1.0', '1.2.1', '1.4.0rc1']), deep=i % 7 == 0, passport=True))
-            try: card.model_card(d)
-            except CookError: pass
+            with contextlib.suppress(CookError):
+                card.model_card(d)
         f.write_text(good)
 
 def test_needs_neither_torch_nor_modelopt():
-    import subprocess, sys
-    code = 'import sys; from tqcook import checkpoint; print([m for m in ("torch", "modelopt", "transformers", "matplotlib") if m in sys.modules])'
-    assert subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True, env=dict(os.environ)).stdout.strip() == '[]'
+    import subprocess
+    import sys
+    heavy = ['torch', 'modelopt', 'transformers', 'matplotlib']
+    code = f'import sys; from tqcook import checkpoint; print([m for m in {heavy} if m in sys.modules])'
+    assert (
+        subprocess.run(
+            [sys.executable, '-c', code], capture_output=True, text=True, check=True, env=dict(os.environ)
+        ).stdout.strip()
+        == '[]'
+    )
 
 def test_the_exported_demonstration_model(demo_fp8, demo_int8_sq, demo_int8_wo):
     "What quantize.export writes gives the findings of its scheme (FP8's q/k/v scales differ: ModelOpt leaves them)."
@@ -247,9 +325,13 @@ def test_mixed_precision_from_a_side_file(tmp_path):
     "Two schemes in one checkpoint; the layers' formats stand in quant_cfg.json."
     c, other = broken.good('nvfp4'), broken.good('fp8')['st'][broken.ONE]
     t = c['st'][broken.ONE]
-    for k in [k for k in t if '.self_attn.' in k]: del t[k]
+    for k in [k for k in t if '.self_attn.' in k]:
+        del t[k]
     t |= {k: v for k, v in other.items() if '.self_attn.' in k}
-    layers = {m: dict(quant_algo='FP8') if '.self_attn.' in m else dict(quant_algo='NVFP4', group_size=16) for m in broken.weights()}
+    layers = {
+        m: dict(quant_algo='FP8') if '.self_attn.' in m else dict(quant_algo='NVFP4', group_size=16)
+        for m in broken.weights()
+    }
     c['json']['hf_quant_config.json']['quantization']['quant_algo'] = 'MIXED_PRECISION'
     c['json']['quant_cfg.json'] = dict(quant_algo='MIXED_PRECISION', quantized_layers=layers)
     d = broken.write(c, tmp_path/'c')
@@ -276,7 +358,8 @@ def test_passport_joins_the_check(tmp_path):
     assert check(d, passport=True).codes == ['file-changed', 'not-evaluated']
 
 def _command(*args):
-    import subprocess, sys
+    import subprocess
+    import sys
     return subprocess.run([sys.executable, '-m', 'tqcook', 'check', *map(str, args)], capture_output=True, text=True)
 
 def test_the_command(tmp_path):
@@ -292,15 +375,19 @@ def test_the_command(tmp_path):
     done = _command(tmp_path/'nothing')
     assert done.returncode in (1, 2) and 'no such directory' in done.stderr and 'Traceback' not in done.stderr
 
-@pytest.mark.parametrize('scheme,kv', [('fp8', 'fp8'), ('fp8_rowwise', 'none'), ('fp8_block', 'none'), ('int4_awq', 'none')])
+@pytest.mark.parametrize(
+    'scheme,kv', [('fp8', 'fp8'), ('fp8_rowwise', 'none'), ('fp8_block', 'none'), ('int4_awq', 'none')]
+)
 def test_what_quantize_writes_in_the_other_schemes(scheme, kv, tmp_path):
     pytest.importorskip('modelopt')
-    from tqcook import data, models, export, quantize
+    from tqcook import data, export, models, quantize
     demo = models.load('demo', device='cpu')
     calib = data.calibration('code-train', demo.tokenizer, samples=2, length=64)
     d = export.export(quantize.quantize(demo, calib, scheme, kv=kv, progress=False), tmp_path/'c')
     found = check(d, device='h100', deep=True, passport=True)
-    assert set(found.codes) - FUSED == EXPECTED[f'{scheme}+kv' if kv == 'fp8' else scheme] | {'not-evaluated'}, str(found)
+    assert set(found.codes) - FUSED == EXPECTED[f'{scheme}+kv' if kv == 'fp8' else scheme] | {'not-evaluated'}, str(
+        found
+    )
     if scheme != 'int4_awq':  # AWQ moves scales between layers before it rounds
         w, m = Checkpoint.open(models.demo_path()), 'model.layers.0.mlp.up_proj'
         w = w.array(f'{m}.weight')
@@ -312,14 +399,23 @@ def test_what_modelopt_writes_for_nvfp4(tmp_path):
     from modelopt.torch.export import export_hf_checkpoint
     from transformers import LlamaConfig, LlamaForCausalLM
     torch.manual_seed(0)
-    config = LlamaConfig(vocab_size=broken.VOCAB, hidden_size=broken.H, intermediate_size=broken.F, num_hidden_layers=2, num_attention_heads=4,
-                         num_key_value_heads=2, architectures=['LlamaForCausalLM'], rope_parameters=dict(rope_type='default', rope_theta=500000.0))
+    config = LlamaConfig(
+        vocab_size=broken.VOCAB,
+        hidden_size=broken.H,
+        intermediate_size=broken.F,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        architectures=['LlamaForCausalLM'],
+        rope_parameters=dict(rope_type='default', rope_theta=500000.0),
+    )
     model = LlamaForCausalLM(config).to(torch.bfloat16).eval()
     m = 'model.layers.1.mlp.down_proj'
     w, ids = model.get_submodule(m).weight.detach().float().numpy().copy(), torch.randint(0, broken.VOCAB, (2, 32))
     mtq.quantize(model, mtq.NVFP4_DEFAULT_CFG, lambda model: model(ids))
     export_hf_checkpoint(model, export_dir=tmp_path)
-    assert set(check(tmp_path, device='b200', deep=True).codes) == {'rope-spelling', 'tokenizer-missing'}  # no room of ours has touched it
+    # no room of ours has touched it
+    assert set(check(tmp_path, device='b200', deep=True).codes) == {'rope-spelling', 'tokenizer-missing'}
     assert export.make_portable(tmp_path) == ['config.json']
     c = Checkpoint.open(tmp_path)
     assert c.scheme == 'nvfp4' and check(tmp_path, device='b200').codes == ['tokenizer-missing']
