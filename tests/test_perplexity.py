@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 torch = pytest.importorskip('torch')
-from tqcook import data, models, attribution, compare, perplexity, stats
+from tqcook import attribution, compare, data, models, paired, perplexity, reference, verdict
 from tqcook.core import CookError
 from tqcook.data import Corpus
 
@@ -103,12 +103,11 @@ def test_pair_equals_float64_arithmetic():
     za = torch.randn(200, 5000, generator=g) * 4
     zb = za + .3 * torch.randn(200, 5000, generator=g)
     y = torch.randint(0, 5000, (200,), generator=g)
-    p = {k: v.numpy() for k, v in perplexity._pair(za, zb, y).items()}
+    p = {k: v.numpy() for k, v in paired.score_two(za, zb, y).items()}
     la, lb = (log_softmax(z.double().numpy(), -1) for z in (za, zb))
     kld = rel_entr(np.exp(la), np.exp(lb)).sum(-1)
     assert np.abs(p['kld'] - kld).max() <= 1e-5 and np.abs(p['kld'] / kld - 1).max() < 1e-3
-    same = perplexity._same(za, zb, y)
-    assert all((same[k].numpy() == p[k]).all() for k in same)
+    assert np.abs(paired.kl_divergence(za, zb).numpy() - kld).max() < 1e-6
     rows = np.arange(200)
     assert np.abs(p['nll_base'] + la[rows, y]).max() < 1e-5 and np.abs(p['nll_quant'] + lb[rows, y]).max() < 1e-5
     ta, tb = np.argsort(-la, -1)[:, :5], np.argsort(-lb, -1)[:, :5]
@@ -121,7 +120,7 @@ def test_pair_equals_float64_arithmetic():
 
 def test_identical_logits_diverge_by_exactly_zero():
     z = torch.randn(50, 3000) * 5
-    assert float(perplexity._pair(z, z.clone(), torch.zeros(50, dtype=torch.long))['kld'].abs().max()) == 0.
+    assert float(paired.score_two(z, z.clone(), torch.zeros(50, dtype=torch.long))['kld'].abs().max()) == 0.
 
 
 @pytest.mark.parametrize('arch', list(models.TINY))
@@ -223,7 +222,7 @@ def test_sliding_policy_equals_hugging_face(recorded):
             nll = naive_nll(ld.model, ids[begin:end])[labels[1:] != -100]
             total, count, prev = total + nll.sum(), count + len(nll), end
             if end == len(ids): break
-        c = data.corpus('recorded', ld.tokenizer, context=context, stride=stride, policy='sliding', documents=[mod.texts()[0]])
+        c = data.corpus('recorded', ld.tokenizer, context=context, stride=stride, policy='sliding', bos='doc', documents=[mod.texts()[0]])
         s = perplexity.score(ld, c, **quiet)
         assert len(s.tokens['nll']) == count and s.tokens['nll'].astype(float).mean() == pytest.approx(total / count, rel=1e-5)
 
@@ -236,7 +235,7 @@ def test_half_policy_equals_llama_cpp(recorded):
         chunk = ids[i * n_ctx:(i + 1) * n_ctx].copy(); chunk[0] = 0
         nll = naive_nll(ld.model, chunk)[n_ctx // 2:]
         total, count = total + nll.sum(), count + len(nll)
-    c = data.corpus('recorded', ld.tokenizer, context=n_ctx, policy='half', documents=[mod.texts()[0]])
+    c = data.corpus('recorded', ld.tokenizer, context=n_ctx, policy='half', bos='doc', documents=[mod.texts()[0]])
     s = perplexity.score(ld, c, **quiet)
     assert len(s.tokens['nll']) == count and s.tokens['nll'].astype(float).mean() == pytest.approx(total / count, rel=1e-5)
 
@@ -258,7 +257,7 @@ def test_batches_and_chunks_change_nothing(pair):
 
 def test_model_against_itself(pair):
     a, _ = pair
-    c = compare.compare(a, a, random_corpus(), **quiet)
+    c = compare.compare(a, a, random_corpus(), noise_floor='none', **quiet)
     r, k = c.stats['ppl_ratio'], c.stats['kld_mean']
     assert (r.value, r.lo, r.hi, k.value, k.hi) == (1., 1., 1., 0., 0.)
     assert c.verdict == 'PASS' and c.flips['lost'] == c.flips['gained'] == 0 and c.stats['top1_agreement'].value == 1
@@ -293,15 +292,20 @@ def test_verdicts_and_budgets(pair):
     json.dumps(one.to_dict(), allow_nan=False)
 
 
-def test_noise_floor_is_the_limit(pair):
-    "A budget of zero cannot be asked: the limit in force is what BF16 rounding does to the base model itself."
+def test_a_noise_floor_excuses_nothing(pair):
+    "A budget of zero cannot be met: BF16 rounding moves the base model itself by more, so nothing is decided, and never passed."
     a, _ = pair
     c = random_corpus(16)
-    quant = compare.compare(a, disturbed(a, 1e-4), c, max_ppl_ratio=1., max_kld=0., min_top1=1., **quiet)
+    zero = dict(max_ppl_ratio=1., max_kld=0., min_top1=1.)
+    quant = compare.compare(a, disturbed(a, 1e-4), c, **zero, **quiet)
     assert 0 < quant.floor['kld_mean'].value < .1 and quant.floor['windows'] >= 4
-    assert {k.name: k.limit > k.budget for k in quant.judged.checks}['mean KLD']
-    assert quant.judged.checks[1].state == 'inside'
-    without = compare.compare(a, disturbed(a, 1e-4), c, max_ppl_ratio=1., max_kld=0., min_top1=1., noise_floor=False, **quiet)
+    check = quant.judged.checks[1]
+    assert (check.budget, check.noisy, check.state) == (0, True, 'undecided') and quant.verdict == 'INCONCLUSIVE'
+    assert 'noise floor of mean KL divergence' in ' '.join(quant.judged.reasons) and math.isnan(quant.settle_tokens)
+    assert 'More text will not settle this' in quant.what_now()[0]
+    loud = compare.compare(a, disturbed(a, .5), c, **zero, **quiet)
+    assert loud.verdict == 'FAIL'                                                              # beyond all noise
+    without = compare.compare(a, disturbed(a, 1e-4), c, **zero, noise_floor='none', **quiet)
     assert without.judged.checks[1].state == 'outside' and without.to_dict()['noise_floor'] == dict(why='not asked for')
     eager = compare.compare(a, a, c, noise_floor='attention', **quiet)
     assert eager.floor['kld_mean'].value < quant.floor['kld_mean'].value and a.model.config._attn_implementation == 'sdpa'
@@ -310,9 +314,9 @@ def test_noise_floor_is_the_limit(pair):
 def test_noise_moves_a_bf16_number_at_all():
     "Half a step of noise rounded away would be a floor of zero."
     x = torch.randn(20000).bfloat16()
-    moved = perplexity._round_again(x, torch.Generator().manual_seed(0))
+    moved = reference.round_again(x, torch.Generator().manual_seed(0))
     assert moved.dtype == torch.bfloat16 and .15 < float((moved != x).float().mean()) < .19
-    same = perplexity._round_again(x, torch.Generator().manual_seed(0))
+    same = reference.round_again(x, torch.Generator().manual_seed(0))
     assert (same == moved).all()
 
 
@@ -331,7 +335,7 @@ def test_nonfinite_logits_fail_and_are_counted(pair):
     c = compare.compare(a, Broken(), random_corpus(16), max_ppl_ratio=2., max_kld=9., min_top1=0., **quiet)
     assert c.nonfinite['quant'] == pytest.approx(.02, abs=.002) and c.nonfinite['base'] == 0
     assert c.verdict == 'FAIL' and 'not finite' in c.judged.reasons[0] and 'not finite' in c.what_now()[0]
-    assert math.isfinite(c.stats['ppl_quant'].value) and c._ok.sum() < c.n_tokens
+    assert math.isfinite(c.stats['ppl_quant'].value) and c.ok.sum() < c.n_tokens
     json.dumps(c.to_dict(), allow_nan=False); assert 'FAIL' in c.summary() and 'FAIL' in c._repr_markdown_()
 
 
@@ -366,14 +370,22 @@ def test_random_weights_get_no_verdict():
     assert c.verdict is None and 'verdict' not in d and 'random' in d['no_verdict']
 
 
-def test_documents_as_blocks(pair):
+def test_documents_that_differ_count(pair):
+    "What is common to a document widens the interval and lowers the number of effective blocks; too few of them never PASS."
     a, b = pair
-    c = compare.compare(a, b, random_corpus(20), documents=True, **quiet)
-    assert len(c.blocks) == 10 and c.to_dict()['unit'] == 'documents'
-    w = compare.compare(a, b, random_corpus(20), **quiet)
-    shift = np.repeat(np.random.default_rng(0).normal(0, .5, 10), 2 * 63).astype(np.float32)      # what is common to a document
-    w.tokens['nll_quant'] = w.tokens['nll_quant'] + shift
-    assert w.document_effect > 1.3 and 'documents = True' in w.summary()
+    corpus = random_corpus(40)
+    corpus.doc = np.repeat(np.arange(5), [20, 5, 5, 5, 5])
+    wide = dict(max_ppl_ratio=9., max_kld=9., min_top1=0.)
+    c = compare.compare(a, b, corpus, **wide, **quiet)
+    d = c.to_dict()
+    assert c.verdict == 'PASS' and d['documents'] == 5 and d['blocks'] == 40 and 8 < d['effective_blocks'] <= 40
+    again = compare.compare(a, b, corpus, **wide, **quiet)
+    shift = np.random.default_rng(0).normal(0, .5, 5)[again.tokens['document']]
+    again.tokens['nll_quant'] = again.tokens['nll_quant'] + shift
+    assert again.stats['ppl_ratio'].width > 3 * c.stats['ppl_ratio'].width
+    assert again.effective_blocks == pytest.approx(40**2 / (20**2 + 4 * 25), rel=.2) and again.verdict == 'INCONCLUSIVE'
+    assert 'effective blocks' in ' '.join(again.judged.reasons)
+    assert 'of 5 documents, worth' in again.summary()
 
 
 def test_tables(pair):
@@ -401,7 +413,7 @@ def test_figures(pair):
 def test_refusals(pair):
     a, b = pair
     for kw, what in ((dict(max_ppl_ratio=.99), 'max_ppl_ratio is 0.99'), (dict(max_kld=-1.), 'max_kld'), (dict(min_top1=1.2), 'min_top1'),
-                     (dict(way='teleport'), 'way is'), (dict(noise_floor='loud'), 'noise_floor')):
+                     (dict(way='teleport'), 'way is'), (dict(noise_floor='loud'), 'noise_floor'), (dict(noise_floor=False), 'noise_floor')):
         with pytest.raises(CookError, match=what): compare.compare(a, b, random_corpus(), **kw, **quiet)
     with pytest.raises(CookError, match='positions: use a context of at most 512'): compare.compare(a, b, random_corpus(2, 600), **quiet)
     with pytest.raises(CookError, match='no windows'): compare.compare(a, b, dataclasses.replace(random_corpus(), windows=[], scored=[]), **quiet)
@@ -433,7 +445,7 @@ def test_calibration_overlap_is_warned_of(pair):
 def code(demo): return data.corpus('code', demo.tokenizer, context=512, max_windows=16)
 
 
-def few_of(c, n): return dataclasses.replace(c, windows=c.windows[:n], scored=c.scored[:n], doc=c.doc[:n])
+def few_of(c, n): return c.take(range(n))
 
 
 def test_demo_fp8_sharpness_and_verdict(demo, code):
@@ -448,7 +460,7 @@ def test_demo_fp8_sharpness_and_verdict(demo, code):
     assert compare.compare(demo, q, few, **quiet).verdict == 'INCONCLUSIVE'
     at = attribution.attribute(demo, q, code, by='kind', max_windows=2, **quiet)
     assert at.control.value == 0. and .5 < at.additivity < 2 and set(at.groups) >= {'q_proj', 'down_proj'}
-    assert all(x.is_enabled for _, x in attribution._quantizers(q.model).values())
+    assert all(x.is_enabled for _, x in attribution.quantizers(q.model).values())
     worst = at.exclude(at.leave_out(.5))
     less = quantize.quantize(demo, data.calibration('code-train', demo.tokenizer, samples=16, length=256), exclude=worst, progress=False).loaded
     assert compare.compare(demo, less, few, **quiet).stats['kld_mean'].value < compare.compare(demo, q, few, **quiet).stats['kld_mean'].value

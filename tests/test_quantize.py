@@ -183,7 +183,7 @@ def test_smoothing_repairs_what_outliers_break():
     from tqcook import compare
     m = smoothing.inject_outliers(models.load('demo'))
     cal, ev = data.calibration('code-train', m.tokenizer, 12, 128), data.corpus('code', m.tokenizer, 128, max_windows=6)
-    kld = lambda **kw: compare.compare(m, quantize.quantize(m, cal, progress=False, **kw).loaded, ev, noise_floor=False, progress=False).stats['kld_mean'].value
+    kld = lambda **kw: compare.compare(m, quantize.quantize(m, cal, progress=False, **kw).loaded, ev, noise_floor='none', progress=False).stats['kld_mean'].value
     broken, repaired = kld(scheme='int8_sq', alpha='off'), kld(scheme='int8_sq', alpha=.7)
     assert broken > .3 and repaired < .1 * broken
 

@@ -94,7 +94,7 @@ def sweep_alpha(
                      ranges=box[0] if alpha != 'off' else None)
         if alpha != 'off': box[0] = q.ranges
         if token: q = per_token(q)
-        c = compare.compare(loaded, q.loaded, judge, noise_floor=False, progress=False)
+        c = compare.compare(loaded, q.loaded, judge, noise_floor='none', progress=False)
         klds[alpha, token] = c
         rows.append(dict(alpha=alpha, granularity='token' if token else 'tensor', kld=c.stats['kld_mean'],
                          report=q.report))

@@ -14,7 +14,7 @@ import numpy as np
 
 from .core import CookError
 
-# %% ../nbs/20_stats.ipynb #fbf82e6d
+# %% ../nbs/20_stats.ipynb #c942961d
 @dataclass(frozen=True)
 class Interval:
     "An estimate with its confidence interval; limits are `nan` when the data cannot give one."
@@ -43,6 +43,11 @@ class Interval:
     @property
     def ci(self) -> list:
         return [None if not math.isfinite(v) else v for v in (self.lo, self.hi)]
+
+    def as_items(self, name) -> dict:
+        "Value and limits as entries of results.json."
+        finite = lambda v: v if math.isfinite(v) else None
+        return {name: finite(self.value), f'{name}_ci95': self.ci}
 
     def map(self,
             f,  # an increasing function of one number
@@ -75,7 +80,7 @@ def t_quantile(p,   # probability
     from scipy.special import ndtri, stdtrit
     return float(ndtri(p)) if math.isinf(df) else float(stdtrit(df, p))
 
-# %% ../nbs/20_stats.ipynb #3230bc7d
+# %% ../nbs/20_stats.ipynb #42efe8a1
 class Blocks:
     "The block (a window) of every token, and the document of every block."
     def __init__(self,
@@ -92,7 +97,7 @@ class Blocks:
 
     @property
     def documents(self) -> int:
-        return int(self.group.max()) + 1
+        return int(self.group.max(initial=-1)) + 1
 
     @property
     def nested(self) -> bool:
@@ -151,13 +156,14 @@ def _third(x, weights, se):
         return 0.
     return float((x**3).sum() * (weights**3).sum() * k / ((k - 1) * (k - 2)) / se**3)
 
-# %% ../nbs/20_stats.ipynb #13f7a726
+# %% ../nbs/20_stats.ipynb #847c2a85
 def _spread(x, blocks):
     "The spread of the mean over tokens of `x`."
     size = blocks.n.sum()
     mean = blocks.sums(x).sum() / size
-    if blocks.nested:
-        return _nested(blocks.means(x), blocks, mean)
+    means = blocks.means(x)
+    if blocks.nested and np.ptp(means) > 0:
+        return _nested(means, blocks, mean)
     count = len(blocks)
     if count < 2:
         return _Spread(mean, math.nan, math.nan, count, 0.)

@@ -81,7 +81,7 @@ class Check:
 def _point(i):
     return replace(i, lo=i.value, hi=i.value)
 
-# %% ../nbs/25_verdict.ipynb #8c9c9ff3
+# %% ../nbs/25_verdict.ipynb #59574278
 @dataclass(frozen=True)
 class Verdict:
     "PASS, FAIL or INCONCLUSIVE, with the reasons."
@@ -92,12 +92,12 @@ class Verdict:
 
     def _repr_markdown_(self):
         sign = dict(max='<=', min='>=')
-        rows = [[c.name, c.interval.text(5), f'{sign[c.side]} {c.budget:g}', c.floor.text(5) if c.floor else '', c.state]
-                for c in self.checks]
+        floor = lambda c: c.floor.text(5) if c.floor else ''
+        rows = [[c.name, c.interval.text(5), f'{sign[c.side]} {c.budget:g}', floor(c), c.state] for c in self.checks]
         table = md_table(rows, ['statistic', 'value [95 %]', 'budget', 'noise floor', 'state'])
         return f'**{self.verdict}**\n\n{table}\n\n' + '\n'.join(f'- {r}' for r in self.reasons)
 
-# %% ../nbs/25_verdict.ipynb #f703cf3e
+# %% ../nbs/25_verdict.ipynb #374c0a0e
 def judge(checks,        # list of `Check`
           blocks,        # effective blocks
           nonfinite=0.,  # share of tokens with a logit that is not finite
@@ -113,5 +113,6 @@ def judge(checks,        # list of `Check`
         reasons.append(f'only {blocks:.2g} effective blocks: at least {MIN_BLOCKS} are needed for a PASS')
         settle.append(MIN_BLOCKS / max(blocks, 1))
     if reasons:
-        return Verdict('INCONCLUSIVE', list(checks), reasons, math.nan if any(map(math.isnan, settle)) else max(settle))
+        unknown = any(map(math.isnan, settle))
+        return Verdict('INCONCLUSIVE', list(checks), reasons, math.nan if unknown else max(settle))
     return Verdict('PASS', list(checks), ['every interval lies inside its limit'])

@@ -115,7 +115,7 @@ def cold_ours():
     with clock('cold FP8 run, tqcook: calibrate, score, export'):
         t = time.perf_counter()
         q = quantize.quantize(base, calib, 'fp8', progress=False); sync(); t1 = time.perf_counter()
-        compare.compare(base, q.loaded, judge, noise_floor=False, progress=False); sync(); t2 = time.perf_counter()
+        compare.compare(base, q.loaded, judge, noise_floor='none', progress=False); sync(); t2 = time.perf_counter()
         export.export(q, work/'ours')
     result['cold FP8 run, tqcook: parts'] = dict(calibrate=round(t1 - t, 2), score=round(t2 - t1, 2), export=round(time.perf_counter() - t2, 2))
     print('   ', result['cold FP8 run, tqcook: parts'], flush=True)

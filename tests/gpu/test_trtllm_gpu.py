@@ -43,7 +43,7 @@ def test_parity_with_a_negative_control(found, gpu, demo, demo_fp8, held_out, tm
     from tqcook import runtime, compare
     reference = runtime.load(demo_fp8, device='cuda', kernels='reference')
     with serving.Scorer(demo_fp8, found, scoring(found, gpu), reference, work=tmp_path) as s:
-        same, other = (compare.compare(m, s, held_out, noise_floor=False, progress=False).stats
+        same, other = (compare.compare(m, s, held_out, noise_floor='none', progress=False).stats
                        for m in (reference, demo))
     assert abs(same['ppl_ratio'].value - 1) < 2e-3, same['ppl_ratio']
     assert same['kld_mean'].value < other['kld_mean'].value / 2, (same['kld_mean'], other['kld_mean'])
@@ -75,5 +75,5 @@ def test_int8_smoothquant_engine(found, gpu, demo, held_out, tmp_path):
     serving.call([*found.tool(build[0]), *build[1:]], tmp_path/'build.log')
     with serving.Scorer(tmp_path/'out'/'engine', found, scoring(found, gpu, 'none'), demo, backend='tensorrt',
                        work=tmp_path) as s:
-        c = compare.compare(demo, s, held_out, noise_floor=False, progress=False).stats
+        c = compare.compare(demo, s, held_out, noise_floor='none', progress=False).stats
     assert abs(c['ppl_ratio'].value - 1) < .05 and c['kld_mean'].value > 0
