@@ -237,7 +237,7 @@ def _by_kind(stats):
             groups.setdefault((s.role, s.leaf), []).append(s)
     return list(groups.values())
 
-# %% ../nbs/31_calibration.ipynb #1db865a5
+# %% ../nbs/31_calibration.ipynb #7bc7fae9
 def examine(
     report: CalibrationReport,
     rec: RangeRecorder, # what was watched
@@ -247,7 +247,7 @@ def examine(
     import numpy as np
     import torch
     by = {s.module: s for s in report.inputs()}
-    seen = [n for n in rec.table if names[n] in by]
+    seen = [n for n in rec.table if names.get(n) in by]
     if not seen:
         return report
     dev = rec.table[seen[0]].device
