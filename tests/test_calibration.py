@@ -56,7 +56,6 @@ def test_out_of_memory_halves_the_batch_and_is_said_once(llama, monkeypatch):
         return type(llama.model.model).forward(llama.model.model, input_ids=input_ids, **kw)
     monkeypatch.setattr(llama.model.model, 'forward', scarce, raising=False)
     with pytest.warns(UserWarning, match='out of memory') as w: q = quantize.quantize(llama, c, 'fp8', progress=False, copy=False, batch_size=8)
-    llama.kind, llama.scheme = 'hf', None
     monkeypatch.undo()
     assert len([x for x in w if 'out of memory' in str(x.message)]) == 1 and seen[:2] == [8, 4] and q.report.facts['batch_size'] == 2
     a, b = ({s.module: s.amax for s in r.report.inputs()} for r in (whole, q))
