@@ -247,7 +247,7 @@ def _check_layout(q, layout, backend):
         raise CookError(f"{layout} says nothing of the KV cache; take layout 'hf', or kv 'none' and the server's own "
                         f"option")
 
-# %% ../nbs/35_export.ipynb #f3d8986a
+# %% ../nbs/35_export.ipynb #d27d4c52
 def _write(q, out, layout):
     "Weights, config.json and the label."
     from huggingface_hub import save_torch_state_dict
@@ -256,7 +256,7 @@ def _write(q, out, layout):
         module = n.removesuffix('.weight')
         if fake is None:
             tensors[n] = w.contiguous().cpu()
-            plain += [module] * (w.ndim == 2 and module != n)
+            plain += [module] * _is_matrix(n, w)
         else:
             parts = _encode(q.scheme, layout, w, fake, quantizer, inputs, module)
             tensors |= {f'{module}.{leaf}': t.contiguous().cpu() for leaf, t in parts.items()}
@@ -275,34 +275,38 @@ def _write(q, out, layout):
 def _class_name(model): # the transformers class, below what ModelOpt made of it
     return next(c.__name__ for c in type(model).__mro__ if c.__module__.startswith('transformers.'))
 
-# %% ../nbs/35_export.ipynb #3cb25177
+# %% ../nbs/35_export.ipynb #3e4db78b
 def read_back(
     quantized: Quantized, # its model still computes
     out, # the directory just written
     layout: str, # a key of `LAYOUTS`
 ):
     "Hold a directory against the fake-quantized model; `CookError` names the layers that break the promise."
-    files = _open(out)
-    left, wrong, count = set(files), [], 0
-    named = set(_named(read_json(Path(out)/'config.json', finite=False)['quantization_config']))
-    for n, w, fake, _, _ in stored(quantized.loaded.model):
+    files, model = _open(out), quantized.loaded.model
+    left, wrong, plain, count = set(files), [], [], 0
+    for n, w, fake, _, _ in stored(model):
         module = n.removesuffix('.weight')
-        leaves = {k.removeprefix(module + '.'): files[k].get_tensor(k) for k in files if k.rpartition('.')[0] == module}
-        if fake is not None:
-            count += 1
-            left -= {f'{module}.{k}' for k in leaves if k != 'bias'}
-            wrong += [] if _agrees(quantized.scheme, leaves, fake) else [module]
+        if fake is None:
+            left.discard(n)
+            plain += [module] * _is_matrix(n, w)
+            wrong += [] if n in files and files[n].get_tensor(n).equal(w.cpu()) else [module]
             continue
-        left.discard(n)
-        same = n in files and files[n].get_tensor(n).equal(w.cpu())
-        wrong += [] if same and (w.ndim != 2 or module in named or module == n or 'embed' in n) else [module]
-    foreign = _foreign(quantized.loaded.model, files)
-    broken = wrong + sorted(left) + foreign
+        count += 1
+        leaves = {k.removeprefix(module + '.'): files[k].get_tensor(k) for k in files if k.rpartition('.')[0] == module}
+        left -= {f'{module}.{k}' for k in leaves if k != 'bias'}
+        wrong += [] if _agrees(quantized.scheme, leaves, fake) else [module]
+    named = _named(read_json(Path(out)/'config.json', finite=False)['quantization_config'])
+    unnamed = set(_excluded(model, plain)) - set(named)
+    broken = wrong + sorted(unnamed) + sorted(left) + _foreign(model, files)
     if broken or not count:
         what = ', '.join(broken[:3]) + (f' and {len(broken) - 3} more' if len(broken) > 3 else '')
         raise CookError(f'the exported directory does not hold what {quantized.scheme} promises '
                         f'({count} layers quantized; wrong or left over: {what or "nothing quantized"}), so it was '
                         f'removed; exclude those layers, or report this')
+
+# %% ../nbs/35_export.ipynb #b2c1cc74
+def _is_matrix(name, w): # of a layer, not a parameter on its own
+    return w.ndim == 2 and name.endswith('.weight')
 
 # %% ../nbs/35_export.ipynb #8d6a850f
 def _open(out): # tensor name -> the open file that holds it

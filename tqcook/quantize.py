@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SMOOTHED', 'check_options', 'preflight', 'quantizers', 'module_of', 'transparent', 'fused', 'Quantized', 'quantize']
 
-# %% ../nbs/33_quantize.ipynb #05bf49b4
+# %% ../nbs/33_quantize.ipynb #2374837f
 import copy as _copy
 import contextlib
 import dataclasses
@@ -20,7 +20,8 @@ from . import schemes
 from .calibration import CalibrationReport, QuantizerStat, examine, examine_target, text_facts
 from .core import CookError, fmt_seconds, need, suggest
 from .folding import fold, foldable, matrix, smoothing_factors
-from .formats import fake_e4m3, fake_int
+from .formats import dequantize, fake_e4m3, fake_int
+from .formats import quantize as store
 from .models import Loaded, check_finite, expert_tensors, linears, quiet
 from .ranges import ALGORITHMS, Range, RangeRecorder, check_percentile, choose_amax, run_windows
 
@@ -64,7 +65,7 @@ def _config(s, kv, exclude):
     never += [dict(quantizer_name=f'{p}.*', enable=False) for p in exclude]
     return dict(quant_cfg=[everything, weights, inputs, *never], algorithm=None)
 
-# %% ../nbs/33_quantize.ipynb #8f39468b
+# %% ../nbs/33_quantize.ipynb #a8bb072c
 def _round(x, q): # what ModelOpt calls for each tensor
     import torch
     group = getattr(q, 'group', None)
@@ -72,6 +73,8 @@ def _round(x, q): # what ModelOpt calls for each tensor
         n = x.shape[-1]
         x = torch.nn.functional.pad(x, (0, -n % group)).unflatten(-1, (-1, group))
         return fake_e4m3(x, x.abs().amax(-1, keepdim=True)).flatten(-2)[..., :n]
+    if getattr(q, 'is_mx_format', False):
+        return dequantize('mxfp8', store('mxfp8', x.flatten(0, -2))).reshape(x.shape).to(x.dtype)
     amax = q._get_amax(x)
     return fake_e4m3(x, amax) if q.num_bits == (4, 3) else fake_int(x, amax, q.num_bits, q.narrow_range)
 
@@ -177,7 +180,7 @@ def module_of(name: str) -> str: # of a quantizer
     name = re.sub(r'(input_quantizer|weight_quantizers?|_bmm_quantizer)(?=\.|$)', '', name)
     return re.sub(r'_?\.+', '.', name + '.').strip('.')
 
-# %% ../nbs/33_quantize.ipynb #80bb38e8
+# %% ../nbs/33_quantize.ipynb #fd5cabaa
 def _insert(model, s, kv, exclude):
     "Put ModelOpt's quantizers into a model; nothing is calibrated yet."
     nn = need('modelopt.torch.quantization.nn', 'quantize')
@@ -193,7 +196,7 @@ def _insert(model, s, kv, exclude):
         inside = owner in products or any(owner.startswith(e) for e in experts)
         if not (inside or n.endswith('_bmm_quantizer')):
             q.disable()
-        if q.num_bits != (2, 1) and not q.unsigned and not q.is_mx_format:
+        if q.num_bits != (2, 1) and not q.unsigned:
             q.backend = 'tqcook'
         if not _is_weight(n) and s.a_granularity == 'group' and s.block not in _GROUP_SCALES:
             q.group = s.block
@@ -312,7 +315,26 @@ def _smooth_beside(mods, top, alpha):
         m.input_quantizer.pre_quant_scale = here
         m.input_quantizer.amax = (top.float() * p.float()).amax()
 
-# %% ../nbs/33_quantize.ipynb #5aeb8146
+# %% ../nbs/33_quantize.ipynb #9c8c96bf
+def _fold_rest(model, places):
+    "Leave no factor beside a layer: `up_proj` takes it, or the layer does without."
+    source = {r[0]: n for n, r in places.items() if len(r) == 1}
+    for n, m in linears(model).items():
+        p = getattr(m.input_quantizer, 'pre_quant_scale', None)
+        if p is None:
+            continue
+        p = p.float().reshape(-1)
+        taker = model.get_submodule(source.get(n, n))
+        if taker is m:
+            m.weight.data.copy_(m.weight.float() * p)
+        else:
+            taker.weight.data.copy_(taker.weight.float() * p[:, None])
+            if taker.bias is not None:
+                taker.bias.data.copy_(taker.bias.float() * p)
+        del m.input_quantizer._pre_quant_scale
+        taker.weight_quantizer.reset_amax()
+
+# %% ../nbs/33_quantize.ipynb #addbb3d9
 def _calibrate(model, o):
     "Set every range; returns what was recorded (None when nothing had to be) and what stayed unsmoothed."
     mtq = need('modelopt.torch.quantization', 'quantize')
@@ -321,6 +343,9 @@ def _calibrate(model, o):
         with quiet(prints=True):
             mtq.calibrate(model, dict(method='awq_lite', alpha_step=.1), lambda m: run_windows(m, o.windows, None, *o.run))
             requantize_resmooth_fused_llm_layers(model) # one factor for all layers that share an input, folded
+            if o.folded:
+                _fold_rest(model, o.places)
+                mtq.calibrate(model, 'max')
         return None, []
     smooth, rest, rec = o.alpha not in (None, 'off'), [], o.ranges
     watched = quantizers(model) if smooth else _static(model)
@@ -365,7 +390,7 @@ class Quantized:
         return (f'**{self.loaded.name}** as {self.scheme}{smooth}, KV cache {self.kv}: '
                 f'{self.modules} weights fake-quantized ({steps})')
 
-# %% ../nbs/33_quantize.ipynb #0da03938
+# %% ../nbs/33_quantize.ipynb #b2c5a76c
 def quantize(
     loaded: Loaded, # an unquantized model
     corpus, # calibration text, a `data.Corpus` (or anything with .windows); None for schemes that need none
@@ -381,6 +406,7 @@ def quantize(
     copy: bool = True, # False: put the quantizers into `loaded.model` itself, for models that fit only once
     ranges: RangeRecorder|None = None, # from an earlier `Quantized` of the same model and text: run nothing
     details: bool = True, # False: ranges only; no histograms, no look at the text, no warnings
+    folded: bool = False, # int4_awq: no factors beside a layer, for engines other than TensorRT-LLM
     keep_apart: bool = False, # FP8: a weight scale for each of q, k, v and gate, up, which loaders then round again
 ) -> Quantized: # raises `CookError` for whatever a user can get wrong
     "Calibrate a model and fake-quantize it."
@@ -389,14 +415,14 @@ def quantize(
     check_options(s, kv, algorithm, alpha, percentile, exclude)
     preflight(loaded, s.name, kv, exclude)
     o = SimpleNamespace(scheme=s, algorithm=algorithm, percentile=percentile, ranges=ranges, details=details,
-                        keep_apart=keep_apart, run=(batch_size, progress), places=None)
+                        keep_apart=keep_apart, folded=folded, run=(batch_size, progress), places=None)
     o.alpha = SMOOTHED.get(s.name) if alpha is None else alpha
     o.windows = [] if corpus is None else [np.asarray(w) for w in corpus.windows]
     _check_windows(o.windows, loaded, s)
     need('modelopt.torch.quantization', 'quantize')
     check_finite(loaded.model)
     model = _own(loaded.model) if copy else loaded.model
-    if s.name in SMOOTHED and not s.a_static:
+    if folded or s.name in SMOOTHED and not s.a_static:
         o.places = foldable(model)
     _insert(model, s, kv, exclude)
     sec['insert'] = clock()
