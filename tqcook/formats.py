@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['E4M3_MAX', 'FORMATS', 'E2M1', 'TORCH_TYPES', 'NUMPY_TYPES', 'ITEMSIZE', 'STORAGES', 'Format', 'code_values', 'values',
            'round_to', 'plot_formats', 'quantize_e4m3', 'round_e4m3', 'fake_e4m3', 'fake_int', 'decode', 'Storage',
-           'storage_of', 'round_up', 'dequantize', 'scales_of', 'quantize']
+           'storage_of', 'stored_bytes', 'round_up', 'dequantize', 'scales_of', 'quantize']
 
 # %% ../nbs/01_formats.ipynb #59824c61
 from dataclasses import dataclass
@@ -50,7 +50,8 @@ def code_values(
     fmt: str, # a key of `FORMATS`
 ) -> np.ndarray: # float32, one for each code
     "The value of each code of a format; NaN and infinity where a code says so."
-    return np.arange(2**FORMATS[fmt].bits, dtype=np.uint8).view(_type(fmt)).astype(np.float32)
+    codes = np.arange(2**FORMATS[fmt].bits, dtype=np.uint8)
+    return codes.view(_type(fmt)).astype(np.float32)
 
 # %% ../nbs/01_formats.ipynb #6b792555
 def values(
@@ -76,7 +77,8 @@ def round_to(
     i = np.searchsorted(middle, y) # a tie stands below; it goes up when the code below is odd
     tie = middle[np.minimum(i, len(middle) - 1)] == y
     i = i + (tie & ((i - len(grid) // 2) % 2 == 1))
-    return np.where(np.isnan(y), y, grid[i].astype(y.dtype) * y.dtype.type(scale))
+    rounded = grid[i].astype(y.dtype) * y.dtype.type(scale)
+    return np.where(np.isnan(y), y, rounded)
 
 # %% ../nbs/01_formats.ipynb #acf65c18
 def plot_formats(
@@ -88,7 +90,8 @@ def plot_formats(
     fig, ax = plt.subplots(figsize=(6.4, 2.8), layout='constrained')
     for n, c in zip(names, ('tab:green', 'tab:orange', 'tab:purple', 'tab:gray')):
         err = np.abs(round_to(x, n, 1.) - x) / x
-        edge = [err[max(0, i - 90):i + 91].max() for i in range(0, len(x), 10)] # the envelope: the worst case nearby
+        # the envelope: the worst case nearby
+        edge = [err[max(0, i - 90):i + 91].max() for i in range(0, len(x), 10)]
         ax.plot(x[::10], edge, color=c, label=n.upper())
     ax.set(xscale='log', yscale='log', ylim=(1e-3, 1.3))
     ax.set(xlabel='magnitude, as a share of the largest', ylabel='relative error, worst nearby')
@@ -119,7 +122,7 @@ def fake_e4m3(
     "Round to FP8 E4M3 with the scale amax / 448 and back."
     import torch
     amax = amax.float()
-    scale = E4M3_MAX / torch.where(amax <= 2.**-24, torch.ones_like(amax), amax)
+    scale = E4M3_MAX / amax.masked_fill(amax <= 2.**-24, 1.)
     q = (x.float() * scale).clamp_(-E4M3_MAX, E4M3_MAX).to(torch.float8_e4m3fn)
     return (q.float() * (1 / scale)).to(x.dtype)
 
@@ -135,14 +138,15 @@ def fake_int(
     amax, top = amax.float(), 2. ** (bits - 1) - 1
     dead = amax <= 2.**-24 # nothing is left of a range of zero
     # a Python number divided by a tensor goes through 1/x and rounds twice
-    scale = torch.tensor(top, device=amax.device) / torch.where(dead, torch.ones_like(amax), amax)
-    q = x.float() * torch.where(dead, torch.zeros_like(scale), scale)
-    return (q.round_().clamp_(-top if narrow else -top - 1, top) / scale).to(x.dtype)
+    scale = torch.tensor(top, device=amax.device) / amax.masked_fill(dead, 1.)
+    q = x.float() * scale.masked_fill(dead, 0.)
+    q = q.round_().clamp_(-top if narrow else -top - 1, top)
+    return (q / scale).to(x.dtype)
 
-# %% ../nbs/01_formats.ipynb #56e0eccb
-TORCH_TYPES = dict(F64='float64', F32='float32', F16='float16', BF16='bfloat16', BOOL='bool', C64='complex64',
-                   F8_E4M3='float8_e4m3fn', F8_E5M2='float8_e5m2', F8_E8M0='float8_e8m0fnu', I64='int64', I32='int32',
-                   I16='int16', I8='int8', U64='uint64', U32='uint32', U16='uint16', U8='uint8') # by safetensors' names
+# %% ../nbs/01_formats.ipynb #46db50ef
+TORCH_TYPES = dict(pair.split('=') for pair in '''F64=float64 F32=float32 F16=float16 BF16=bfloat16 BOOL=bool
+    C64=complex64 F8_E4M3=float8_e4m3fn F8_E5M2=float8_e5m2 F8_E8M0=float8_e8m0fnu I64=int64
+    I32=int32 I16=int16 I8=int8 U64=uint64 U32=uint32 U16=uint16 U8=uint8'''.split()) # by safetensors' names
 
 # %% ../nbs/01_formats.ipynb #e8a70af2
 NUMPY_TYPES = {k: np.dtype(getattr(ml_dtypes, v, v)) for k, v in TORCH_TYPES.items()}
@@ -157,7 +161,8 @@ def decode(
 ) -> np.ndarray: # 1-D; floats narrower than 32 bits become float32
     "Turn raw bytes into numbers, also for types that numpy does not know (BF16, FP8)."
     x = raw.view(NUMPY_TYPES[dtype])
-    return x.astype(np.float32) if 'F' in dtype and ITEMSIZE[dtype] < 4 else x
+    narrow = 'F' in dtype and ITEMSIZE[dtype] < 4
+    return x.astype(np.float32) if narrow else x
 
 # %% ../nbs/01_formats.ipynb #c5f968cb
 @dataclass(frozen=True)
@@ -165,30 +170,38 @@ class Storage:
     "One stored form of a linear layer and what our runtime does with it."
     fmt: str # of the codes, a key of `FORMATS`
     block: tuple # rows and columns that share a scale; 0: all of them
+    scale: str # element type of the scales, by safetensors' name
     weights: str
     activations: str
     kernel: str # what multiplies
-    real: bool = True # the product itself is taken in the stored format; False: in 16 bits
 
-# %% ../nbs/01_formats.ipynb #61713048
-_WIDE = 'matmul on dequantized weights'
+    @property
+    def real(self): # the product itself is taken in the stored format; else in 16 bits
+        return self.kernel.startswith('torch.')
 
-# %% ../nbs/01_formats.ipynb #62d8e3e2
-STORAGES = {
-    'fp8': Storage('e4m3', (0, 0), 'E4M3, one scale', 'E4M3, one static scale', 'torch._scaled_mm'),
-    'fp8_rowwise': Storage('e4m3', (1, 0), 'E4M3, a scale per channel', 'E4M3, a scale per token', 'torch._scaled_mm'),
-    'fp8_block': Storage('e4m3', (128, 128), 'E4M3, a scale per 128 x 128',
-                         'as they are (TensorRT-LLM quantizes them too)', _WIDE, False),
-    'int8_sq': Storage('int8', (1, 0), 'INT8, a scale per channel', 'INT8, one static scale', 'torch._int_mm'),
-    'int8_token': Storage('int8', (1, 0), 'INT8, a scale per channel', 'INT8, a scale per token', 'torch._int_mm'),
-    'int8_wo': Storage('int8', (1, 0), 'INT8, a scale per channel', 'as they are',
-                       'matmul on weights widened to 16 bits', False),
-    'int4_awq': Storage('int4', (1, 128), 'INT4, a scale per group', 'as they are', _WIDE, False),
-    'nvfp4': Storage('e2m1', (1, 16), 'E2M1, an E4M3 scale per 16', 'as they are (TensorRT-LLM quantizes them too)',
-                     _WIDE, False),
-    'mxfp8': Storage('e4m3', (1, 32), 'E4M3, a power of two per 32', 'as they are (Blackwell quantizes them too)',
-                     _WIDE, False),
-}
+# %% ../nbs/01_formats.ipynb #070199ca
+_STORAGES = '''
+fp8         | e4m3 | 0 0     | F32     | E4M3, one scale            | E4M3, one static scale | torch._scaled_mm
+fp8_rowwise | e4m3 | 1 0     | F32     | E4M3, a scale per channel  | E4M3, a scale per token | torch._scaled_mm
+fp8_block   | e4m3 | 128 128 | F32     | E4M3, a scale per 128 x 128 | as they are (TensorRT-LLM quantizes them too) | -
+int8_sq     | int8 | 1 0     | F32     | INT8, a scale per channel  | INT8, one static scale | torch._int_mm
+int8_token  | int8 | 1 0     | F32     | INT8, a scale per channel  | INT8, a scale per token | torch._int_mm
+int8_wo     | int8 | 1 0     | F32     | INT8, a scale per channel  | as they are | -
+int4_awq    | int4 | 1 128   | F32     | INT4, a scale per group    | as they are | -
+nvfp4       | e2m1 | 1 16    | F8_E4M3 | E2M1, an E4M3 scale per 16 | as they are (TensorRT-LLM quantizes them too) | -
+mxfp8       | e4m3 | 1 32    | U8      | E4M3, a power of two per 32 | as they are (Blackwell quantizes them too) | -
+'''
+
+# %% ../nbs/01_formats.ipynb #f6855e14
+def _read_storage(line):
+    "(name, Storage) of a line of the table."
+    name, fmt, block, scale, weights, activations, kernel = (cell.strip() for cell in line.split('|'))
+    rows, columns = map(int, block.split())
+    kernel = 'matmul on dequantized weights' if kernel == '-' else kernel
+    return name, Storage(fmt, (rows, columns), scale, weights, activations, kernel)
+
+# %% ../nbs/01_formats.ipynb #5593b47c
+STORAGES = dict(map(_read_storage, _STORAGES.strip().split('\n')))
 
 # %% ../nbs/01_formats.ipynb #2d6bedaf
 def _storage(w, s, parts, algo):
@@ -200,7 +213,9 @@ def _storage(w, s, parts, algo):
             return 'mxfp8'
         if algo == 'FP8_BLOCK_SCALES': # one block of 128 x 128 looks like one scale
             return 'fp8_block'
-        return 'fp8' if tuple(s.shape) in ((), (1,)) else 'fp8_rowwise' if per_channel else 'fp8_block'
+        if tuple(s.shape) in ((), (1,)):
+            return 'fp8'
+        return 'fp8_rowwise' if per_channel else 'fp8_block'
     if w.dtype == 'I8' and per_channel:
         if algo == 'W8A8_SQ_PER_CHANNEL_PER_TOKEN_PLUGIN':
             return 'int8_token'
@@ -225,6 +240,19 @@ def storage_of(
         raise CookError(f'{name} is stored as {w.dtype} {list(w.shape)} with {s.dtype} scales {list(s.shape)}; '
                         f'this runtime reads {", ".join(STORAGES)}')
     return found
+
+# %% ../nbs/01_formats.ipynb #6c5e7401
+def stored_bytes(
+    storage: str, # a key of `STORAGES`
+    out: int,
+    inputs: int,
+) -> float:
+    "Bytes of one weight, its scales included."
+    s = STORAGES[storage]
+    rows, cols = (b or n for b, n in zip(s.block, (out, inputs)))
+    scales = -(-out // rows) * -(-inputs // cols)
+    codes = out * inputs * FORMATS[s.fmt].bits / 8
+    return codes + scales * ITEMSIZE[s.scale] + 4 * (storage == 'nvfp4')
 
 # %% ../nbs/01_formats.ipynb #94bcb903
 def round_up(
@@ -273,7 +301,9 @@ def dequantize(
         s = s * cast(t['weight_scale_2']).reshape(())
     if FORMATS[fmt].bits == 4:
         halves = [_look_up(fmt, h, dtype) for h in (w & 15, w >> 4)]
-        w = xp.stack(halves, 1 if fmt == 'int4' else 2).reshape(-1, w.shape[1] if fmt == 'int4' else 2 * w.shape[1])
+        rows, cols = w.shape
+        w = xp.stack(halves, 1 if fmt == 'int4' else 2)
+        w = w.reshape(2 * rows, cols) if fmt == 'int4' else w.reshape(rows, 2 * cols)
     if storage == 'int4_awq': # groups may be of any size
         block = 1, w.shape[1] // s.shape[-1]
     return cast(w) * _spread(s, w.shape, block)
@@ -298,13 +328,16 @@ def scales_of(
     amax = _block_amax(w.float(), block)
     if storage == 'nvfp4':
         top = amax.max() / (f.max * E4M3_MAX)
-        return dict(weight_scale=quantize_e4m3(amax / f.max, top.clamp(min=1e-30)), weight_scale_2=top)
+        s = quantize_e4m3(amax / f.max, top.clamp(min=1e-30))
+        return dict(weight_scale=s, weight_scale_2=top)
     s = amax / f.max
     if storage == 'mxfp8': # the power of two at or above it
         mantissa, exponent = torch.frexp(s)
-        return dict(weight_scale=(exponent - (mantissa == .5).int() + 127).clamp(0, 254).to(torch.uint8))
-    shape = {(0, 0): (), (1, 0): (-1,), (128, 128): (s.shape[0], 1, s.shape[1], 1)}.get(block, s.shape)
-    return dict(weight_scale=s.reshape(shape))
+        code = exponent - (mantissa == .5).int() + 127
+        return dict(weight_scale=code.clamp(0, 254).to(torch.uint8))
+    if storage == 'fp8_block':
+        s = s[:, None, :, None]
+    return dict(weight_scale=s if block[1] else s.reshape(-1 if block[0] else ()))
 
 # %% ../nbs/01_formats.ipynb #d9f53fad
 def _codes(q, fmt):
@@ -317,7 +350,8 @@ def _codes(q, fmt):
         return q.round_().clamp_(-top, top).to(torch.int8)
     middle = torch.tensor((E2M1[1:] + E2M1[:-1]) / 2, device=q.device)
     below, above = (torch.bucketize(q.abs(), middle, right=r) for r in (False, True)) # they differ at ties only
-    return torch.where(below % 2 == 0, below, above).to(torch.uint8) | (torch.signbit(q).to(torch.uint8) << 3)
+    code = torch.where(below % 2 == 0, below, above) + 8 * torch.signbit(q)
+    return code.to(torch.uint8)
 
 # %% ../nbs/01_formats.ipynb #24749c14
 def quantize(
@@ -330,8 +364,11 @@ def quantize(
     scales = scales or scales_of(storage, w)
     fmt, block = STORAGES[storage].fmt, STORAGES[storage].block
     s = scales['weight_scale']
-    s = _look_up('e8m0', s, torch.float32) if storage == 'mxfp8' else s.float() * scales.get('weight_scale_2', 1.)
-    s = _spread(s, w.shape, (1, w.shape[1] // s.shape[-1]) if storage == 'int4_awq' else block)
+    s = _look_up('e8m0', s, torch.float32) if storage == 'mxfp8' else s.float()
+    s = s * scales.get('weight_scale_2', 1.)
+    if storage == 'int4_awq':
+        block = 1, w.shape[1] // s.shape[-1]
+    s = _spread(s, w.shape, block)
     q = _codes(w.float() / torch.where(s == 0, 1., s), fmt) # what is all zero stays zero
     if fmt == 'int4':
         q = (q[::2] & 15 | q[1::2] << 4).view(torch.uint8)

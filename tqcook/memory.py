@@ -9,16 +9,17 @@ __all__ = ['RESERVED', 'MemoryPlan', 'memory_plan', 'parallel_plan', 'nodes']
 import math
 from dataclasses import dataclass
 
-from .core import CookError, fmt_bytes, md_table
+from .core import CookError, Result, fmt_bytes, md_table
+from .costs import cache_bytes, linear_bytes
 from .device import Device, lookup
-from .shapes import kv_bytes, parameters, weight_bits
+from .shapes import Shape, shape_of
 
 # %% ../nbs/60_memory.ipynb #dfae493f
 RESERVED = 1.5e9 # bytes a GPU: CUDA context, cuBLAS and NCCL workspaces, CUDA graphs; an estimate
 
 # %% ../nbs/60_memory.ipynb #3296ae6f
 @dataclass
-class MemoryPlan:
+class MemoryPlan(Result):
     "Where the bytes of one GPU go."
     scheme: str
     kv: str
@@ -29,28 +30,31 @@ class MemoryPlan:
     weights: float # bytes on the fullest GPU, as are the next three
     cache: float
     workspace: float
-    per_token: float # bytes of KV cache for one token
+    per_request: float # of the cache, for one request of `context` tokens
     memory: int|None # of one GPU; None: no device named
     device: str = ''
     fraction: float = .9 # of the memory left after weights that TensorRT-LLM gives to its KV cache by default
+    derived = ('total', 'fits', 'requests')
+
     @property
-    def total(self): return self.weights + self.cache + self.workspace
+    def total(self):
+        return self.weights + self.cache + self.workspace
+
     @property
-    def fits(self): return None if self.memory is None else self.tokens >= self.batch * self.context
+    def requests(self): # of `context` tokens at once; None without a device
+        if self.memory is None:
+            return None
+        free = (self.memory - self.weights - self.workspace) * self.fraction
+        return max(0, int(free / self.per_request))
+
     @property
-    def gpus(self): return self.tp * self.pp
+    def fits(self):
+        return None if self.memory is None else self.requests >= self.batch
+
     @property
-    def tokens(self): # that the KV cache can hold
-        if self.memory is None: return None
-        return max(0, int((self.memory - self.weights - self.workspace) * self.fraction / self.per_token))
-    @property
-    def requests(self): # of `context` tokens at once
-        return None if self.tokens is None else self.tokens // self.context
-    def to_dict(self):
-        return dict(scheme=self.scheme, kv=self.kv, batch=self.batch, context=self.context, tp=self.tp, pp=self.pp,
-                    bytes=dict(weights=self.weights, cache=self.cache,
-                    workspace=self.workspace, total=self.total), fits=self.fits, requests=self.requests,
-                    device=self.device)
+    def gpus(self):
+        return self.tp * self.pp
+
     def _repr_markdown_(self):
         rows = [('weights', fmt_bytes(self.weights)),
                 (f'KV cache, {self.batch} × {self.context:,} tokens', fmt_bytes(self.cache)),
@@ -60,9 +64,28 @@ class MemoryPlan:
                      (f'requests of {self.context:,} tokens at once', f'{self.requests:,}')]
         return md_table(rows, [f'{self.scheme}, KV cache {self.kv}, tp {self.tp} × pp {self.pp}', 'each GPU:'])
 
+# %% ../nbs/60_memory.ipynb #609e05fd
+def _check_split(s, tp, pp):
+    "Refuse a split that the model does not allow."
+    if s.heads % tp:
+        fit = [t for t in (1, 2, 4, 8, 16, 32) if not s.heads % t]
+        raise CookError(f'tp is {tp}, which does not divide the {s.heads} attention heads; take one of {fit}')
+    large, small = max(tp, s.kv_heads), min(tp, s.kv_heads)
+    if large % small:
+        raise CookError(f'tp is {tp}, which does not go together with {s.kv_heads} KV heads')
+    if pp > s.layers:
+        raise CookError(f'pp is {pp}, and the model has {s.layers} layers only')
+
+# %% ../nbs/60_memory.ipynb #dd27c17f
+def _workspace(s, tp, batch, context, max_num_tokens):
+    "Activations of the tokens in flight, logits, and what is reserved."
+    flight = min(max_num_tokens, batch * context)
+    activations = 2 * flight * (4 * s.hidden + 3 * s.inner // tp)
+    return activations + 4 * min(batch, flight) * s.vocab // tp + RESERVED
+
 # %% ../nbs/60_memory.ipynb #e9d1b8d0
 def memory_plan(
-    config, # see `parameters`
+    config, # see `shapes.read_config`, or a `Shape`
     scheme: str = 'none',
     kv: str = 'none',
     batch: int = 1, # requests at once
@@ -73,30 +96,36 @@ def memory_plan(
     max_num_tokens: int = 8192, # tokens in flight in one step, TensorRT-LLM's default
 ) -> MemoryPlan: # raises `CookError` for a split that the model does not allow
     "Plan the memory of each GPU."
-    p = parameters(config)
+    s = config if isinstance(config, Shape) else shape_of(config)
     for k, v in dict(batch=batch, context=context, tp=tp, pp=pp).items():
-        if not isinstance(v, int) or v < 1: raise CookError(f'{k} is {v!r}; expected a whole number of at least 1')
-    if p['heads'] % tp:
-        raise CookError(f'tp is {tp}, which does not divide the {p["heads"]} attention heads; take one of '
-                        f'{[t for t in (1, 2, 4, 8, 16, 32) if not p["heads"] % t]}')
-    if tp > p['kv_heads'] and tp % p['kv_heads'] or tp <= p['kv_heads'] and p['kv_heads'] % tp:
-        raise CookError(f'tp is {tp}, which does not go together with {p["kv_heads"]} KV heads')
-    if pp > p['layers']: raise CookError(f'pp is {pp}, and the model has {p["layers"]} layers only')
-    share = math.ceil(p['layers'] / pp) / p['layers'] # of the layers, on the fullest stage
-    ends = 2 * max(p['embedding'], p['head'] or p['embedding']) if pp > 1 else 2 * (p['embedding'] + p['head'])
+        if isinstance(v, bool) or not isinstance(v, int) or v < 1:
+            raise CookError(f'{k} is {v!r}; expected a whole number of at least 1')
+    _check_split(s, tp, pp)
+    share = math.ceil(s.layers / pp) / s.layers # of the layers, on the fullest stage
+    ends = max(s.embedding, s.head) if pp > 1 else s.embedding + s.head
+    weights = (linear_bytes(s, scheme) * share + 2 * ends) / tp + 2 * s.other * share
     # fewer KV heads than slices: each slice keeps a copy of one
-    token = kv_bytes(p, kv) * share * max(1 / tp, 1 / p['kv_heads'])
-    flight = min(max_num_tokens, batch * context)
-    work = flight * 2 * (4 * p['hidden'] + 3 * p['inner'] // tp) + 4 * min(batch, flight) * p['vocab'] // tp + RESERVED
-    if isinstance(device, str): device = lookup(device)
-    return MemoryPlan(scheme, kv, batch, context, tp, pp, p['linear'] * share / tp * weight_bits(scheme) / 8
-                      + ends / tp, token * batch * context, work, token,
-                      device.memory_bytes if device and device.kind == 'cuda' else None,
-                      device.name if device and device.kind == 'cuda' else '')
+    request = cache_bytes(s, context, kv) * share * max(1 / tp, 1 / s.kv_heads)
+    device = lookup(device) if isinstance(device, str) else device
+    gpu = device is not None and device.kind == 'cuda' and device.memory_bytes
+    return MemoryPlan(scheme, kv, batch, context, tp, pp, weights, request * batch,
+                      _workspace(s, tp, batch, context, max_num_tokens), request,
+                      device.memory_bytes if gpu else None, device.name if gpu else '')
+
+# %% ../nbs/60_memory.ipynb #67be836c
+def _splits(gpus_per_node, max_gpus):
+    "(tp, pp), few GPUs first; stages only across full machines or where one machine is not enough."
+    found = []
+    for tp in (1, 2, 4, 8, 16):
+        for pp in range(1, 17):
+            whole = pp == 1 or tp == gpus_per_node or tp * pp > gpus_per_node
+            if tp <= gpus_per_node and tp * pp <= max_gpus and whole:
+                found.append((tp, pp))
+    return sorted(found, key=lambda split: (split[0] * split[1], split[1]))
 
 # %% ../nbs/60_memory.ipynb #f8b16ece
 def parallel_plan(
-    config, # see `parameters`
+    config, # see `memory_plan`
     scheme: str = 'none',
     kv: str = 'none',
     batch: int = 1,
@@ -106,23 +135,24 @@ def parallel_plan(
     max_gpus: int = 64,
 ) -> MemoryPlan: # raises `CookError` when `max_gpus` are not enough
     "The smallest tensor- and pipeline-parallel split that fits."
-    splits = sorted({(tp, pp) for tp in (1, 2, 4, 8, 16) for pp in range(1, 17) if tp <= gpus_per_node
-                     and tp * pp <= max_gpus
-                     and (pp == 1 or tp == gpus_per_node or tp * pp > gpus_per_node)},
-                    key=lambda s: (s[0] * s[1], s[1]))
-    last = None
-    for tp, pp in splits:
-        try: last = memory_plan(config, scheme, kv, batch, context, tp, pp, device)
-        except CookError as e:
-            if 'tp is' in str(e) or 'pp is' in str(e): continue
-            raise
-        if last.fits: return last
+    s = config if isinstance(config, Shape) else shape_of(config)
+    last = memory_plan(s, scheme, kv, batch, context, device=device)
+    for tp, pp in _splits(gpus_per_node, max_gpus):
+        try:
+            _check_split(s, tp, pp)
+        except CookError:
+            continue
+        last = memory_plan(s, scheme, kv, batch, context, tp, pp, device)
+        if last.fits:
+            return last
     raise CookError(f'{batch} requests of {context} tokens in {scheme} do not fit on {max_gpus} × '
-                    f'{last.device if last else device}'
-                    + (f': {fmt_bytes(last.total)} on each' if last else '') + '; take fewer requests, a shorter '
-                    'context or a smaller format')
+                    f'{last.device or device}: {fmt_bytes(last.total)} on each; take fewer requests, a shorter context '
+                    'or a smaller format')
 
 # %% ../nbs/60_memory.ipynb #004ee198
-def nodes(plan: MemoryPlan, gpus_per_node: int = 8) -> int:
+def nodes(
+    plan: MemoryPlan,
+    gpus_per_node: int = 8,
+) -> int: # machines
     "Machines that a plan needs."
     return math.ceil(plan.gpus / gpus_per_node)
