@@ -1,5 +1,7 @@
-"""Stand-ins for running servers, for tests only: the dialects of vLLM, SGLang and OpenAI's older completions, spoken from a model in this process.
-Argument names and reply forms are typed by hand from those servers' sources; unknown arguments are refused, and the traps are reproduced."""
+"""Stand-ins for running servers, for tests only: vLLM, SGLang, OpenAI's older completions, from a model in this process.
+
+Argument names and reply forms are typed by hand from those servers' sources; unknown arguments are refused, and the
+traps are reproduced."""
 import contextlib
 import json
 import threading
@@ -55,15 +57,17 @@ class Server:
         ids, k = d['input_ids'], d['top_logprobs_num']
         lp = self.logprobs(ids)
         own = [[None, ids[0], None]] + [[float(lp[j - 1, ids[j]]), ids[j], None] for j in range(1, len(ids))]
-        top = [None] + [[[p, i, None] for i, p in self.likely(lp[j - 1], k).items()] for j in range(1, len(ids))]
-        return dict(text=' x', meta_info=dict(input_token_logprobs=own[self.cached:], input_top_logprobs=top[self.cached:]))
+        top = [None] + [[[p, i, None] for i, p in self.likely(row, k).items()] for row in lp]
+        meta = dict(input_token_logprobs=own[self.cached:], input_top_logprobs=top[self.cached:])
+        return dict(text=' x', meta_info=meta)
 
     def echo(self, d):
         ids = d['prompt']
         lp = self.logprobs(ids)
         text = lambda i: self.tokenizer.decode([i])
-        own = [None] + [float(lp[j - 1, ids[j]]) for j in range(1, len(ids))] + [-.1]  # trap: the generated token is there, too
-        top = [None] + [{text(i): p for i, p in self.likely(lp[j - 1], d['logprobs']).items()} for j in range(1, len(ids))] + [{}]
+        own = [None] + [float(lp[j - 1, ids[j]]) for j in range(1, len(ids))]
+        top = [None] + [{text(i): p for i, p in self.likely(row, d['logprobs']).items()} for row in lp]
+        own, top = [*own, -.1], [*top, {}]  # trap: the generated token is there, too
         return dict(choices=[dict(index=0, text='', logprobs=dict(token_logprobs=own, top_logprobs=top))])
 
     def answer(self, path, d, key):
