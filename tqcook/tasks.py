@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['read_lm_eval', 'TaskComparison', 'paired_accuracy', 'compare_tasks']
 
-# %% ../nbs/21_tasks.ipynb #d96453d4
+# %% ../nbs/21_tasks.ipynb #86c1517f
 import json
 import math
 from dataclasses import dataclass
@@ -13,53 +13,61 @@ from pathlib import Path
 
 import numpy as np
 
-from .core import CookError, md_table, suggest
-from .stats import Interval, detectable_accuracy, mcnemar, min_detectable, t_quantile
+from .core import CookError, Result, md_table, read_text_file, suggest
+from .stats import Interval, detectable_accuracy, mcnemar, t_quantile
 
-# %% ../nbs/21_tasks.ipynb #77aae552
-_TASK_METRICS = ('acc', 'exact_match', 'acc_norm', 'pass@1', 'em', 'correct')
+# %% ../nbs/21_tasks.ipynb #3bf664f1
+_METRICS = ('acc', 'exact_match', 'acc_norm', 'pass@1', 'em', 'correct')
 
-# %% ../nbs/21_tasks.ipynb #f3da3042
+# %% ../nbs/21_tasks.ipynb #378c3372
+def _rows(path):
+    "The samples of a log; raises `CookError` for what lm-eval did not write."
+    lines = [line for line in read_text_file(path, 2**30).splitlines() if line.strip()]
+    if not lines:
+        raise CookError(f"the lm-eval log '{path}' is empty: was the run killed, or run without --log_samples?")
+    rows = []
+    for i, line in enumerate(lines, 1):
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError):
+            raise CookError(f"line {i} of '{path}' is not whole JSON ({len(lines)} lines): the log is truncated; "
+                            'run lm_eval again') from None
+        if not isinstance(row, dict) or 'doc_id' not in row:
+            raise CookError(f"line {i} of '{path}' has no doc_id: expected a log written by lm_eval --log_samples")
+        rows.append(row)
+    return rows
+
+# %% ../nbs/21_tasks.ipynb #1440ca92
 def read_lm_eval(path,       # a `samples_*.jsonl` of lm-eval
                  metric='',  # which score; '' takes the first of acc, exact_match, acc_norm, ...
                  filter='',  # which answer filter, where lm-eval logged several
                 ) -> tuple:
     "Scores and hashes of one log: `({doc_id: 0 or 1}, {doc_id: hash}, metric, filter)`."
-    path = Path(path)
-    if not path.is_file():
+    if not Path(path).exists():
         raise CookError(f"no lm-eval log at '{path}': run lm_eval with --log_samples --output_path and name the .jsonl")
-    lines = [l for l in path.read_text(encoding='utf-8').splitlines() if l.strip()]
-    if not lines:
-        raise CookError(f"the lm-eval log '{path}' is empty: was the run killed, or run without --log_samples?")
-    rows = []
-    for i, l in enumerate(lines, 1):
-        try: rows.append(json.loads(l))
-        except ValueError:
-            raise CookError(f"line {i} of '{path}' is not whole JSON ({len(lines)} lines): the log is truncated; "
-                            'run lm_eval again') from None
-        if not isinstance(rows[-1], dict) or 'doc_id' not in rows[-1]:
-            raise CookError(f"line {i} of '{path}' has no doc_id: expected a log written by lm_eval --log_samples")
-    filters = sorted({str(r.get('filter', 'none')) for r in rows})
-    if filter and filter not in filters: raise CookError(f"'{path}' has no filter '{filter}'{suggest(filter, filters)}")
+    rows, kind = _rows(path), lambda r: str(r.get('filter', 'none'))
+    filters = sorted(set(map(kind, rows)))
+    if filter and filter not in filters:
+        raise CookError(f"'{path}' has no filter '{filter}'{suggest(filter, filters)}")
     filter = filter or filters[0]
-    rows = [r for r in rows if str(r.get('filter', 'none')) == filter]
-    names = [m for m in rows[0] if isinstance(rows[0][m], (int, float)) and m != 'doc_id']
-    metric = metric or next((m for m in _TASK_METRICS if m in names), '')
+    rows = [r for r in rows if kind(r) == filter]
+    names = [m for m, v in rows[0].items() if isinstance(v, (int, float)) and m != 'doc_id']
+    metric = metric or next((m for m in _METRICS if m in names), '')
     if metric not in names:
-        raise CookError(f"'{path}' has no score '{metric or '/'.join(_TASK_METRICS)}', only "
-                        f"{', '.join(names) or 'none'}")
+        raise CookError(f"'{path}' has no score '{metric or '/'.join(_METRICS)}', only {', '.join(names) or 'none'}")
     score, hashes = {}, {}
-    for i, r in enumerate(rows, 1):
+    for r in rows:
         key, v = str(r['doc_id']), r.get(metric)
         if v not in (0, 1):
             raise CookError(f"sample {key} of '{path}': {metric} is {v!r}, expected 0 or 1 (a right-or-wrong score)")
-        if key in score: raise CookError(f"sample {key} stands twice in '{path}': expected each doc_id once per filter")
+        if key in score:
+            raise CookError(f"sample {key} stands twice in '{path}': expected each doc_id once per filter")
         score[key], hashes[key] = int(v), str(r.get('doc_hash', ''))
     return score, hashes, metric, filter
 
-# %% ../nbs/21_tasks.ipynb #458a5a24
-@dataclass(frozen=True)
-class TaskComparison:
+# %% ../nbs/21_tasks.ipynb #2ad4933b
+@dataclass(repr=False)
+class TaskComparison(Result):
     "Two models on the same questions."
     n: int                  # questions
     metric: str             # lm-eval's name of the score
@@ -71,25 +79,22 @@ class TaskComparison:
     p_value: float          # McNemar, exact, two-sided
     p_worse: float          # McNemar, exact, one-sided: it got worse
     min_detectable: float   # smallest loss of accuracy that this many questions show (one-sided 0.05, power 0.8)
+    derived = ('flip_rate',)
 
     @property
-    def flips(self): return (self.lost + self.gained) / self.n
-
-    def to_dict(self):
-        names = 'n metric acc_base acc_quant lost gained p_value p_worse min_detectable'.split()
-        return {k: getattr(self, k) for k in names} | dict(flip_rate=self.flips, difference=self.difference.value,
-                                                           difference_ci95=self.difference.ci)
+    def flip_rate(self) -> float:
+        return (self.lost + self.gained) / self.n
 
     def _repr_markdown_(self):
-        pts = lambda v: f'{100 * v:.2f}'
-        rows = [['accuracy, base', pts(self.acc_base)], ['accuracy, quantized', pts(self.acc_quant)],
+        points = lambda v: f'{100 * v:.2f}'
+        rows = [['accuracy, base', points(self.acc_base)], ['accuracy, quantized', points(self.acc_quant)],
                 ['difference, points', self.difference.scale(100).text(2)],
                 ['lost / gained', f'{self.lost} / {self.gained}'],
                 ['McNemar p (two-sided / worse)', f'{self.p_value:.3g} / {self.p_worse:.3g}'],
-                ['smallest loss this would show, points', pts(self.min_detectable)]]
+                ['smallest loss this would show, points', points(self.min_detectable)]]
         return md_table(rows, [f'{self.metric}, {self.n} questions', 'paired'])
 
-# %% ../nbs/21_tasks.ipynb #99859ab8
+# %% ../nbs/21_tasks.ipynb #410346e2
 def paired_accuracy(base,       # one 0/1 per question
                     quant,      # the same questions
                     metric='acc',
@@ -100,15 +105,14 @@ def paired_accuracy(base,       # one 0/1 per question
     if len(a) != len(b) or not len(a):
         raise CookError(f'expected two non-empty columns of equal length, found {len(a)} and {len(b)}')
     n, lost, gained = len(a), int((a & ~b).sum()), int((~a & b).sum())
-    n2, l2, g2 = n + 2, lost + .5, gained + .5
-    d = (g2 - l2) / n2
-    se = math.sqrt(((l2 + g2) / n2 - d * d) / n2)
+    d = (gained - lost) / (n + 2)  # half an observation more in each of the four cells
+    se = math.sqrt(((lost + gained + 1) / (n + 2) - d * d) / (n + 2))
     z = t_quantile(.5 + level / 2, math.inf)
     diff = Interval((gained - lost) / n, max(d - z * se, -1), min(d + z * se, 1), se, n, 'paired, Agresti-Min', level)
     return TaskComparison(n, metric, float(a.mean()), float(b.mean()), lost, gained, diff, mcnemar(lost, gained),
                           mcnemar(lost, gained, 'worse'), detectable_accuracy(n, max(lost + gained, 1) / n))
 
-# %% ../nbs/21_tasks.ipynb #9a014353
+# %% ../nbs/21_tasks.ipynb #60aa9f13
 def compare_tasks(base,       # lm-eval log of the base model
                   quant,      # of the quantized model
                   metric='',  # score to compare; '' finds it
@@ -120,11 +124,9 @@ def compare_tasks(base,       # lm-eval log of the base model
     only = sorted(set(a) ^ set(b))
     if only:
         raise CookError(f'the two logs do not hold the same samples: {len(only)} ids stand in one only (first: '
-                        f'{only[0]}; '
-                        f'{len(a)} and {len(b)} samples); run both with the same task and --limit')
+                        f'{only[0]}; {len(a)} and {len(b)} samples); run both with the same task and --limit')
     other = [k for k in a if ha[k] and hb[k] and ha[k] != hb[k]]
     if other:
         raise CookError(f'sample {other[0]} is another question in the second log (doc_hash differs, {len(other)} '
-                        'such); '
-                        'run both with the same task version')
+                        'such); run both with the same task version')
     return paired_accuracy([a[k] for k in a], [b[k] for k in a], metric)

@@ -72,6 +72,7 @@ def test_recipe_results(gate):
     )
     left = d['details']['left_out']
     assert left['kld_after'] < left['kld_before']
+    assert 8 <= q['effective_blocks'] <= q['blocks'] == 24 and 1 < q['documents'] < 24
     t = d['details']['tasks']
     assert (t['lost'], t['gained'], t['n']) == (2, 1, 8)
     p = d['details']['policies']
@@ -95,7 +96,7 @@ def test_recipe_stops_on_fail(tmp_path):
     r = cook('run', 'perplexity', *args, '-o', 'raised', cwd=tmp_path)
     assert (
         r.returncode == 1
-        and 'the quantized model failed: mean KLD' in r.stderr
+        and 'the quantized model failed: mean KL divergence' in r.stderr
         and not (tmp_path/'raised' / 'results.json').exists()
     )
 
