@@ -1,4 +1,4 @@
-"""Stand-ins for running servers, for tests only: vLLM, SGLang, OpenAI's older completions, from a model in this process.
+"""Stand-ins for running servers, for tests only: vLLM, SGLang, OpenAI's older completions, from a model in-process.
 
 Argument names and reply forms are typed by hand from those servers' sources; unknown arguments are refused, and the
 traps are reproduced."""
@@ -109,7 +109,10 @@ def running(loaded, dialect, **attributes):
         def do_GET(self): self.reply({})
         def do_POST(self): self.reply(json.loads(self.rfile.read(int(self.headers['Content-Length']))))
 
-    http = ThreadingHTTPServer(('127.0.0.1', 0), Handler)
+    class Http(ThreadingHTTPServer):
+        request_queue_size = 128  # connections that wait
+
+    http = Http(('127.0.0.1', 0), Handler)
     threading.Thread(target=http.serve_forever, daemon=True).start()
     try:
         yield f'http://127.0.0.1:{http.server_port}', server

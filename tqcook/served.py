@@ -63,7 +63,9 @@ def ask(url,           # full address, such as http://localhost:8000/v1/models
             if e.code not in BUSY or time.monotonic() + pause > end:
                 raise CookError(_refusal(url, e)) from None
         except (OSError, ValueError) as e:  # no connection, a reset, an answer that is not JSON
-            raise CookError(f'no usable answer from {url}: {getattr(e, "reason", e)}') from None
+            why = getattr(e, 'reason', e)
+            if not isinstance(why, ConnectionResetError) or time.monotonic() + pause > end:
+                raise CookError(f'no usable answer from {url}: {why}') from None
         time.sleep(pause)
         pause = min(2 * pause, 8)
 
