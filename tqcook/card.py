@@ -10,78 +10,100 @@ import json
 from pathlib import Path
 
 from . import schemes
-from .checkpoint import Checkpoint, as_dict
+from .checkpoint import Checkpoint, as_dict, as_list
 from .compare import STATISTICS
-from .core import Markdown, atomic_write, fmt_bytes, md_table
+from .core import Markdown, atomic_write, esc, fmt_bytes, md_table
 from .passport import CARD, PASSPORT, Passport, read_evaluation, read_passport
 
-# %% ../nbs/44_card.ipynb #ccc4ce1c
+# %% ../nbs/44_card.ipynb #f2fe80c9
+_SHOWN = [k for k, s in STATISTICS.items() if s.limit or k in ('ppl_base', 'ppl_quant')]
+
+# %% ../nbs/44_card.ipynb #995fedb3
+def _row(q, key):
+    "A statistic with its interval, as the table of comparisons shows it."
+    s, ends = STATISTICS[key], q.get(f'{key}_ci95')
+    interval = ' to '.join(format(x, s.format) for x in as_list(ends) if isinstance(x, (int, float)))
+    return s.label, format(q[key], s.format), interval
+
+# %% ../nbs/44_card.ipynb #d346fb45
 def _quality(q):
-    "The two perplexities, and the statistics that a budget limits."
-    rows = []
-    for key, s in STATISTICS.items():
-        if (s.limit or key in ('ppl_base', 'ppl_quant')) and isinstance(q.get(key), (int, float)):
-            ends = [format(x, s.format) for x in q.get(f'{key}_ci95') or () if isinstance(x, (int, float))]
-            rows.append([s.label, format(q[key], s.format), ' to '.join(ends)])
-    on = [f'{k} {q[k]}' for k in ('source', 'scored', 'windows', 'context', 'policy') if q.get(k) is not None]
-    verdict = f" Verdict: {q['verdict']}." if q.get('verdict') else ''
+    "What was measured, on what, and the verdict."
+    rows = [_row(q, k) for k in _SHOWN if isinstance(q.get(k), (int, float))]
     if not rows:
         return ['Not evaluated.']
-    return [md_table(rows, ['', 'value:', '95 % interval']), '', f"On {', '.join(on)}.{verdict}"]
+    told = ('source', 'scored', 'windows', 'context', 'policy')
+    on = ', '.join(f'{k} {esc(q[k])}' for k in told if q.get(k) is not None)
+    verdict = f"Verdict: {esc(q['verdict'])}." if q.get('verdict') else ''
+    return [md_table(rows, ['', 'value:', '95 % interval']), '', f'On {on}. {verdict}'.strip()]
 
-# %% ../nbs/44_card.ipynb #ef2a8995
+# %% ../nbs/44_card.ipynb #9a032ae2
 def _front(c, base, license):
     "The YAML that the hub reads."
-    top = dict(base_model=base, license=license, library_name='transformers', pipeline_tag='text-generation')
-    tags = [t for t in ('tensorrt-llm', 'tqcook', c.scheme or c.algo) if t]
-    return ['---', *(f'{k}: {json.dumps(v)}' for k, v in top.items() if v), 'tags:', *(f'- {t}' for t in tags), '---']
+    entries = dict(base_model=base, license=license,
+                   library_name='transformers', pipeline_tag='text-generation')
+    tags = ['tensorrt-llm', 'tqcook', c.scheme or c.algo]
+    lines = [f'{k}: {json.dumps(v)}' for k, v in entries.items() if v]
+    return ['---', *lines, 'tags:', *(f'- {json.dumps(t)}' for t in tags if t), '---']
 
-# %% ../nbs/44_card.ipynb #965488b7
+# %% ../nbs/44_card.ipynb #660d89b5
+def _plain(d):
+    "The simple values of a dictionary, in a line."
+    return ', '.join(f'{k} {v}' for k, v in as_dict(d).items() if isinstance(v, (str, int, float)))
+
+# %% ../nbs/44_card.ipynb #42e90507
 def _facts(c, p, base, title):
     "What the directory is, from its headers and its passport."
-    def plain(d): return ', '.join(f'{k} {v}' for k, v in as_dict(d).items() if isinstance(v, (str, int, float)))
-    kept = ', '.join(f'`{x}`' for x in c.exclude)
-    rows = [['base model', base], ['format', f'{title} (`{c.algo}`), KV cache {c.kv}'], ['not quantized', kept],
-            ['calibration', plain(p.get('calibration'))], ['recipe', p.get('recipe')],
+    rows = [['base model', base],
+            ['format', f'{title} ({c.algo}), KV cache {c.kv}'],
+            ['not quantized', ', '.join(f'`{x}`' for x in c.exclude)],
+            ['calibration', _plain(p.get('calibration'))],
+            ['recipe', p.get('recipe')],
             ['size', f'{fmt_bytes(c.nbytes)} in {len(c.tensors)} tensors'],
-            ['versions', plain(p.get('versions'))], ['passport', p.checksum]]
+            ['versions', _plain(p.get('versions'))],
+            ['passport', p.checksum]]
     return md_table([r for r in rows if r[1]], ['', ''])
 
-# %% ../nbs/44_card.ipynb #505d2dd8
+# %% ../nbs/44_card.ipynb #da45f211
 def _serve(c, trtllm):
-    "Commands for TensorRT-LLM, or why there are none."
+    "Commands for the engines that load this layout, or why there are none."
+    if c.layout == 'compressed-tensors':
+        return ['```', 'vllm serve .', '```', '', 'Or with SGLang. To check: `tqcook check .`.']
     legacy = c.layout == 'trtllm_legacy'
-    s = schemes.trtllm_support(c.scheme, trtllm, 'tensorrt' if legacy else 'pytorch') if c.scheme else None
+    backend = 'tensorrt' if legacy else 'pytorch'
+    s = schemes.trtllm_support(c.scheme, trtllm, backend) if c.scheme else None
     if s is None or not s.runs:
-        return [f"TensorRT-LLM {trtllm} does not serve it{': ' + s.why if s else ''}."]
-    if legacy:
-        return ['```', 'trtllm-build --checkpoint_dir . --output_dir ../engine', '```', '', f'TensorRT-LLM {trtllm}.']
+        return [f'TensorRT-LLM {trtllm} does not serve it' + (f': {s.why}.' if s else '.')]
+    build = 'trtllm-build --checkpoint_dir . --output_dir ../engine'
     sm = schemes.get(c.scheme).min_sm
-    return ['```', 'trtllm-serve . --backend pytorch', '```', '',
-            f'TensorRT-LLM {trtllm}, compute capability {sm // 10}.{sm % 10} or later. To check: `tqcook check .`.']
+    on = '' if legacy else f', compute capability {sm // 10}.{sm % 10} or later'
+    return ['```', build if legacy else 'trtllm-serve . --backend pytorch', '```', '',
+            f'TensorRT-LLM {trtllm}{on}. To check: `tqcook check .`.']
 
-# %% ../nbs/44_card.ipynb #b5835266
+# %% ../nbs/44_card.ipynb #2e6b803e
 def model_card(path,            # checkpoint directory, with its passport and, if there is one, its evaluation
                base='',         # hub id of the base model; the passport's model otherwise
                license='',      # of the base model
                trtllm='1.2.1',  # the version to serve it with
               ) -> Markdown:    # README.md in the hub's format
-    "A model card from what passport and evaluation say."
+    "A model card from what passport and evaluation say; every text from outside is escaped."
     d = Path(path)
     c, e = Checkpoint.open(d), read_evaluation(d)
     p = read_passport(d) if (d/PASSPORT).exists() else Passport()
-    model, title = as_dict(p.get('model')), schemes.get(c.scheme).title if c.scheme else c.algo or 'not quantized'
+    model = as_dict(p.get('model'))
+    title = schemes.get(c.scheme).title if c.scheme else c.algo or 'not quantized'
     base = base or model.get('hub') or ''
-    name = str(base or model.get('name') or d.resolve().name).split('/')[-1]
-    random = ['**Random weights**, to measure size and speed; its text means nothing.', '']
-    out = [*_front(c, base, license), '', f'# {name}, {title}', '', *random * (model.get('weights') == 'random'),
-           _facts(c, p, base or name, title), '', '## Quality', '', *_quality(as_dict(e.get('quality'))), '',
-           '## How to serve it', '', *_serve(c, trtllm)]
-    if e.get('commands'):
-        out += ['', '## How it was made', '', '```', *e['commands'], '```']
+    name = str(base or model.get('name') or d.resolve().name)
+    out = [*_front(c, base, license), '', f"# {esc(name.split('/')[-1])}, {esc(title)}", '']
+    if model.get('weights') == 'random':
+        out += ['**Random weights**, to measure size and speed; its text means nothing.', '']
+    out += [_facts(c, p, base or name, title), '', '## Quality', '', *_quality(as_dict(e.get('quality'))), '']
+    out += ['## How to serve it', '', *_serve(c, trtllm)]
+    commands = [' '.join(str(x).split()) for x in as_list(e.get('commands'))]
+    if commands:
+        out += ['', '## How it was made', '', *(f'    {x}' for x in commands)]
     return Markdown('\n'.join(out) + '\n')
 
-# %% ../nbs/44_card.ipynb #cb209af7
+# %% ../nbs/44_card.ipynb #0282bf42
 def write_card(path, **kw) -> Path:  # **kw: as for `model_card`
     "Write README.md from `model_card`."
     return atomic_write(Path(path)/CARD, model_card(path, **kw))

@@ -19,18 +19,17 @@ from tqcook.checkpoint import (
     FUSED,
     GROUP_SIZES,
     QUANTIZED_TYPES,
-    TOKENIZERS_V5,
     BadCheckpoint,
     Checkpoint,
     as_dict,
     as_list,
     compressed_group,
     json_object,
-    rope_settings,
     weight_of,
 )
 from .core import CookError, suggest
 from .findings import Findings, Target, as_finding, finding, merge
+from .models import TOKENIZERS_V5, rope_settings
 from .passport import EVALUATION, verify
 from .shapes import expected_shapes
 from .tensors import check_tensors
@@ -38,10 +37,11 @@ from .tensors import check_tensors
 # %% ../nbs/43_contract.ipynb #4a55d584
 OTHERS = ('vllm', 'sglang')  # engines beside TensorRT-LLM
 
-# %% ../nbs/43_contract.ipynb #6f8aeb6d
-def refusal(c: Checkpoint,
-            engine,          # vllm | sglang
-           ) -> str:         # why it does not take the directory; '' when it does
+# %% ../nbs/43_contract.ipynb #cf0f3b5a
+def refusal(
+    c: Checkpoint,
+    engine,  # vllm | sglang
+) -> str:  # why it does not take the directory; '' when it does
     "What vLLM or SGLang has against a directory."
     if c.layout in ('trtllm_legacy', 'engine'):
         return f'it does not read layout {c.layout}'
@@ -71,7 +71,9 @@ _OURS = ('modelopt', 'compressed-tensors', 'fp8', 'mxfp4', 'nvfp4', 'mxfp8')  # 
 def _check_form(c, target):
     "Where the quantization config stands, and whether this version reads it there."
     q, at = as_dict(c.config.get('quantization_config')), dict(file='config.json')
-    method = q.get('quant_method') or ('bitsandbytes' if {'load_in_4bit', 'load_in_8bit'} & q.keys() else None)
+    method = q.get('quant_method') or (
+        'bitsandbytes' if {'load_in_4bit', 'load_in_8bit'} & q.keys() else None
+    )
     if c.source == 'hf_quant_config.json' or c.layout == 'trtllm_legacy':
         yield from _check_algo(c, target)
         yield from _check_file(c, target, q)
@@ -97,13 +99,18 @@ def _check_file(c, target, inline):
     "hf_quant_config.json as a file: its form, its maker, and whether config.json tells the same."
     if c.layout != 'hf':
         return
-    raw, at = json_object(Path(c.path)/c.source, 'quant-config-json'), dict(file=c.source)
+    raw, at = json_object(Path(c.path) / c.source, 'quant-config-json'), dict(file=c.source)
     if 'quantization' not in raw and target.before(1, 4):
-        yield finding('quant-config-form', 'a flat file', level=None if target.before(1, 3) else 'warning', **at)
+        yield finding(
+            'quant-config-form', 'a flat file', level=None if target.before(1, 3) else 'warning', **at
+        )
     other = schemes.canonical_algo(inline.get('quant_algo'))
     if other and other != c.algo:
         yield finding('inline-differs', f'{other} here, {c.algo} in {c.source}', file='config.json')
-    if not target.before(1, 3) and as_dict(raw.get('producer', raw)).get('name', raw.get('quant_method')) != 'modelopt':
+    if (
+        not target.before(1, 3)
+        and as_dict(raw.get('producer', raw)).get('name', raw.get('quant_method')) != 'modelopt'
+    ):
         yield finding('no-producer', f"producer {raw.get('producer')}", **at)
 
 # %% ../nbs/43_contract.ipynb #940d1c0c
@@ -142,8 +149,12 @@ def _check_exclude(c, target, at):
         if p.startswith(('re:', '^')):
             if target.before(1, 4):
                 yield finding('exclude-regex', f'the regular expression {p!r}', **at)
-        elif not re.search(r'[*?\[]', p) and p != 'lm_head' and c.layout != 'trtllm_legacy' and not any(
-                m == p or m.startswith(f'{p}.') for m in known):
+        elif (
+            not re.search(r'[*?\[]', p)
+            and p != 'lm_head'
+            and c.layout != 'trtllm_legacy'
+            and not any(m == p or m.startswith(f'{p}.') for m in known)
+        ):
             yield finding('exclude-nothing', f'{p!r}, which no tensor belongs to', **at)
 
 # %% ../nbs/43_contract.ipynb #394b84e0
@@ -157,7 +168,8 @@ def _check_compressed(c, target):
     if (bits, weights, acts) == (8, 'channel', 'token') and kind == 'int':
         yield finding('ct-int8-as-fp8', how, **at)
     elif (bits, weights, acts) not in ((8, 'channel', 'token'), (8, 'block', 'group')) and (
-            target.before(1, 4) or weights != 'tensor_group'):
+        target.before(1, 4) or weights != 'tensor_group'
+    ):
         yield finding('ct-strategy', how, **at)
     if target.before(1, 4) and (len(groups) > 1 or 'group_0' not in groups):
         yield finding('ct-groups', f"groups {', '.join(map(str, groups))}", **at)
@@ -174,10 +186,17 @@ def _check_config(c, target):
     if cfg.get('auto_map'):
         yield finding('remote-code', 'the model brings its own code (auto_map)', **at)
     for k, x in rope_settings(cfg).items():
-        if cfg.get(k, {'rope_theta': 10000, 'partial_rotary_factor': 1.0}.get(k)) != x:  # what a missing one becomes
+        if (
+            cfg.get(k, {'rope_theta': 10000, 'partial_rotary_factor': 1.0}.get(k)) != x
+        ):  # what a missing one becomes
             here = json.dumps(cfg[k]) if k in cfg else 'absent'
-            yield finding('rope-spelling', f'{k} is {json.dumps(x)} under rope_parameters and {here} at the top',
-                          level=older, tensor=k, **at)
+            yield finding(
+                'rope-spelling',
+                f'{k} is {json.dumps(x)} under rope_parameters and {here} at the top',
+                level=older,
+                tensor=k,
+                **at,
+            )
     n = cfg.get('num_hidden_layers', cfg.get('n_layer'))
     layers = [re.match(r'(?:model|transformer)\.(?:layers|h)\.(\d+)\.', k) for k in c.tensors]
     have = {int(m[1]) for m in layers if m}
@@ -196,20 +215,30 @@ def _check_config(c, target):
 def _check_texts(c, target):
     "Tokenizer and generation settings."
     d, name = Path(c.path), 'tokenizer_config.json'
-    if not any((d/f).exists() for f in ('tokenizer.json', 'tokenizer.model', 'vocab.json', 'spiece.model')):
+    if not any(
+        (d / f).exists() for f in ('tokenizer.json', 'tokenizer.model', 'vocab.json', 'spiece.model')
+    ):
         yield finding('tokenizer-missing', 'no tokenizer')
-    files = {'tokenizer.json': 'tokenizer-json', name: 'tokenizer-json', 'generation_config.json': 'generation-config'}
+    files = {
+        'tokenizer.json': 'tokenizer-json',
+        name: 'tokenizer-json',
+        'generation_config.json': 'generation-config',
+    }
     for f, code in files.items():
         try:
-            x = json_object(d/f, code) if (d/f).exists() else {}
+            x = json_object(d / f, code) if (d / f).exists() else {}
         except BadCheckpoint as e:
             yield as_finding(e)
             continue
         if f == 'tokenizer.json' and x and not isinstance(x.get('model'), dict):
             yield finding(code, 'no model', expected='a tokenizer with its model', file=f)
         if f == name and x.get('tokenizer_class') in TOKENIZERS_V5:
-            yield finding('tokenizer-class', f"{x['tokenizer_class']}, a class of transformers 5",
-                          level=None if target.before(1, 4) else 'warning', file=f)
+            yield finding(
+                'tokenizer-class',
+                f"{x['tokenizer_class']}, a class of transformers 5",
+                level=None if target.before(1, 4) else 'warning',
+                file=f,
+            )
 
 # %% ../nbs/43_contract.ipynb #ec7a1dc8
 _LEGACY = "export with layout='trtllm_legacy', build with trtllm-build of TensorRT-LLM 1.2.1"
@@ -221,8 +250,13 @@ def _check_support(c, target):
     for algo in sorted(a for a in algos if a):
         yield from _check_algo_support(c, algo, target)
     if c.layout == 'trtllm_legacy' and target.backend == 'pytorch':
-        yield finding('layout', "trtllm-build's layout for the PyTorch backend", expected='a Hugging Face layout',
-                      remedy="export with layout='hf', or build an engine with TensorRT-LLM 1.2.1", file='config.json')
+        yield finding(
+            'layout',
+            "trtllm-build's layout for the PyTorch backend",
+            expected='a Hugging Face layout',
+            remedy="export with layout='hf', or build an engine with TensorRT-LLM 1.2.1",
+            file='config.json',
+        )
 
 # %% ../nbs/43_contract.ipynb #b6f2b2ab
 def _check_algo_support(c, algo, target):
@@ -237,12 +271,22 @@ def _check_algo_support(c, algo, target):
         fix = f'{_LEGACY}; or take fp8' if scheme == 'int8_sq' and c.layout == 'hf' else None
         yield finding('algo-unsupported', here, consequence=s.why, remedy=fix, **at)
     elif backend == 'tensorrt' and c.layout == 'hf':
-        yield finding('layout', 'a Hugging Face layout for a TensorRT engine', expected="trtllm-build's layout",
-                      remedy=_LEGACY, **at)
+        yield finding(
+            'layout',
+            'a Hugging Face layout for a TensorRT engine',
+            expected="trtllm-build's layout",
+            remedy=_LEGACY,
+            **at,
+        )
     elif not d.runs:
         runs = [x for x in schemes.SCHEMES if schemes.trtllm_support(x, version, backend, sm).runs]
-        yield finding('device-unsupported', f'{algo} on {target.device.name} (sm{sm})', consequence=d.why,
-                      remedy=f"this GPU runs {', '.join(runs) or 'none'}", **at)
+        yield finding(
+            'device-unsupported',
+            f'{algo} on {target.device.name} (sm{sm})',
+            consequence=d.why,
+            remedy=f"this GPU runs {', '.join(runs) or 'none'}",
+            **at,
+        )
     elif d.how == 'widened' or scheme == 'int8_wo' and backend == 'pytorch':
         yield finding('undocumented', here, consequence=d.why, **at)
     if scheme == 'fp8_block' and c.source == 'hf_quant_config.json':
@@ -255,9 +299,11 @@ def _check_legacy(c):
     if not isinstance(n, int) or not 0 < n < 10_000:
         yield finding('config-json', f'world_size {n}', **at)
         return
-    gone = [r for r in range(n) if not (Path(c.path)/f'rank{r}.safetensors').exists()]
+    gone = [r for r in range(n) if not (Path(c.path) / f'rank{r}.safetensors').exists()]
     if gone:
-        yield finding('rank-missing', f'{len(gone)} of {n} ranks are not here', file=f'rank{gone[0]}.safetensors')
+        yield finding(
+            'rank-missing', f'{len(gone)} of {n} ranks are not here', file=f'rank{gone[0]}.safetensors'
+        )
     if str(c.config.get('position_embedding_type')).startswith('rope') and 'rotary_base' not in c.config:
         yield finding('rotary-base', 'no rotary_base', **at)
     static = str(c.algo).startswith('W8A8') and 'PER_TOKEN' not in c.algo
@@ -299,10 +345,11 @@ def _checks(c, target, deep):
     if not codes & {'ct-int8-as-fp8', 'ct-strategy', 'quant-algo-unknown', 'quant-algo-version'}:
         yield from check_tensors(c, target, deep)
 
-# %% ../nbs/43_contract.ipynb #62eb499f
-def engines(c: Checkpoint,
-            target: Target,  # which TensorRT-LLM is meant
-           ) -> dict:        # {engine: '' where it takes the directory, else why not}
+# %% ../nbs/43_contract.ipynb #9fc4c13f
+def engines(
+    c: Checkpoint,
+    target: Target,  # which TensorRT-LLM is meant
+) -> dict:  # {engine: '' where it takes the directory, else why not}
     "Which engines take a directory; TensorRT-LLM where no error was found for it."
     broken = [f for f in map(as_finding, c.problems) if f.level == 'error']
     wrong = broken + [f for f in _checks(c, replace(target, engine='trtllm'), False) if f.level == 'error']
@@ -314,18 +361,22 @@ def _resolve(c, target):
     "The engine and backend that a layout is made for, where 'auto' leaves it open."
     engine = 'vllm' if c.layout == 'compressed-tensors' else 'trtllm'
     backend = 'tensorrt' if c.layout in ('trtllm_legacy', 'engine') else 'pytorch'
-    return replace(target, engine=engine if target.engine == 'auto' else target.engine,
-                   backend=backend if target.backend == 'auto' else target.backend)
+    return replace(
+        target,
+        engine=engine if target.engine == 'auto' else target.engine,
+        backend=backend if target.backend == 'auto' else target.backend,
+    )
 
-# %% ../nbs/43_contract.ipynb #2c9f14f0
-def check(path,             # checkpoint directory
-          trtllm='1.2.1',   # TensorRT-LLM's version, 1.0 to 1.4.0rc
-          device=None,      # GPU that shall serve it: a Device, a name such as 'h100', or None
-          deep=False,       # read every byte, not headers and scales alone
-          backend='auto',   # of TensorRT-LLM: pytorch | tensorrt | auto (by the directory's layout)
-          passport=False,   # compare with the passport too
-          engine='auto',    # trtllm | vllm | sglang | auto (by the directory's layout)
-         ) -> Findings:
+# %% ../nbs/43_contract.ipynb #221febdc
+def check(
+    path,  # checkpoint directory
+    trtllm='1.2.1',  # TensorRT-LLM's version, 1.0 to 1.4.0rc
+    device=None,  # GPU that shall serve it: a Device, a name such as 'h100', or None
+    deep=False,  # read every byte, not headers and scales alone
+    backend='auto',  # of TensorRT-LLM: pytorch | tensorrt | auto (by the directory's layout)
+    passport=False,  # compare with the passport too
+    engine='auto',  # trtllm | vllm | sglang | auto (by the directory's layout)
+) -> Findings:
     "What an engine will make of a directory; raises CookError for a path, version, engine or device unknown."
     start = time.perf_counter()
     known = dict(backend=('auto', 'pytorch', 'tensorrt'), engine=('auto', 'trtllm', *OTHERS))
@@ -341,16 +392,30 @@ def check(path,             # checkpoint directory
         target = _resolve(c, target)
         c.ancestors = not target.before(1, 4)
         items = [*map(as_finding, c.problems), *_checks(c, target, deep)]
-        about = dict(scheme=c.scheme, algo=c.algo, kv=c.kv, layout=c.layout, tensors=len(c.tensors), bytes=c.nbytes,
-                     engines=engines(c, target))
+        about = dict(
+            scheme=c.scheme,
+            algo=c.algo,
+            kv=c.kv,
+            layout=c.layout,
+            tensors=len(c.tensors),
+            bytes=c.nbytes,
+            engines=engines(c, target),
+        )
     except BadCheckpoint as e:
         items = [as_finding(e)]
     if passport and Path(path).is_dir():
         items += verify(path, device or 'none').items
-        if about['algo'] and not (Path(path)/EVALUATION).exists():
+        if about['algo'] and not (Path(path) / EVALUATION).exists():
             items.append(finding('not-evaluated', 'not evaluated'))
-    about |= dict(trtllm=target.trtllm, engine=target.engine, backend=target.backend, deep=bool(deep), sm=target.sm,
-                  device=device.name if target.sm else None, seconds=round(time.perf_counter() - start, 3))
+    about |= dict(
+        trtllm=target.trtllm,
+        engine=target.engine,
+        backend=target.backend,
+        deep=bool(deep),
+        sm=target.sm,
+        device=device.name if target.sm else None,
+        seconds=round(time.perf_counter() - start, 3),
+    )
     return Findings(str(path), merge(items), about)
 
 # %% ../nbs/43_contract.ipynb #2f198984

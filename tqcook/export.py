@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 from . import card, passport, schemes
-from .checkpoint import TOKENIZERS_V5, rope_settings
+from .models import TOKENIZERS_V5, rope_settings
 from .core import CookError, atomic_dir, need, read_json, suggest, write_json
 from .formats import E4M3_MAX, FORMATS, dequantize, quantize, scales_of
 from .models import quiet

@@ -26,14 +26,21 @@ PASSPORT, EVALUATION, CARD = 'passport.json', 'evaluation.json', 'README.md'
 # %% ../nbs/41_passport.ipynb #2f3fc02d
 class Passport(dict):
     "What a checkpoint or an engine was made from and for."
+
     @property
-    def checksum(self): return self.get('checksum')
+    def checksum(self):
+        return self.get('checksum')
 
     def _repr_markdown_(self):
-        def show(v): return ', '.join(f'{k} {x}' for k, x in v.items()) if isinstance(v, dict) else v
+        def show(v):
+            return ', '.join(f'{k} {x}' for k, x in v.items()) if isinstance(v, dict) else v
+
         rows = [[k, show(v)] for k, v in self.items() if k not in ('files', 'checksum', 'schema')]
         size = sum(f['bytes'] for f in self['files'].values())
-        rows += [['files', f"{len(self['files'])}, {fmt_bytes(size)}"], ['checksum', self.checksum[:16] + '...']]
+        rows += [
+            ['files', f"{len(self['files'])}, {fmt_bytes(size)}"],
+            ['checksum', self.checksum[:16] + '...'],
+        ]
         return md_table(rows, ['passport', ''])
 
 # %% ../nbs/41_passport.ipynb #dd120d97
@@ -46,70 +53,89 @@ def seal(facts: dict) -> str:  # a passport or an evaluation
 def _covered(d):
     "The files that a passport vouches for: all of the directory except what is written after it."
     later = (PASSPORT, EVALUATION, CARD)
-    return sorted(p.name for p in d.iterdir() if p.is_file() and p.name[0] != '.' and p.name not in later)
+    return sorted(
+        p.name for p in d.iterdir() if p.is_file() and p.name[0] != '.' and p.name not in later
+    )
 
 # %% ../nbs/41_passport.ipynb #b1216db7
 def _hashes(d, names):
     "{name: sha256}; hashing frees the interpreter's lock, so eight files are read at once."
     with ThreadPoolExecutor(8) as pool:
-        return dict(zip(names, pool.map(lambda n: sha256(d/n), names), strict=True))
+        return dict(zip(names, pool.map(lambda n: sha256(d / n), names), strict=True))
 
-# %% ../nbs/41_passport.ipynb #90964bad
-def write_passport(path,               # finished directory: a checkpoint, or an engine
-                   kind='checkpoint',  # checkpoint | engine
-                   replace=False,      # a passport is written once; True writes a new one
-                   **facts,            # scheme, kv, model, calibration, ...; of an engine also device and parallel
-                  ) -> Passport:
+# %% ../nbs/41_passport.ipynb #ac251e38
+def write_passport(
+    path,  # finished directory: a checkpoint, or an engine
+    kind='checkpoint',  # checkpoint | engine
+    replace=False,  # a passport is written once; True writes a new one
+    **facts,  # scheme, kv, model, calibration, ...; of an engine also device and parallel
+) -> Passport:
     "Write passport.json beside a finished checkpoint or engine."
     d, device = Path(path), facts.get('device')
     if kind not in ('checkpoint', 'engine'):
         raise CookError(f'the kind {kind!r} of passport; expected checkpoint or engine')
-    if (d/PASSPORT).exists() and not replace:
-        raise CookError(f'{d/PASSPORT} exists and is written once; export into a new directory')
+    if (d / PASSPORT).exists() and not replace:
+        raise CookError(f'{d / PASSPORT} exists and is written once; export into a new directory')
     if not _covered(d):
         raise CookError(f'{d} holds no files; a passport is written when they are finished')
     if device is not None and not isinstance(device, dict):
         facts['device'] = device.to_dict()
     if kind == 'engine' and not {'name', 'sm'} <= set(facts.get('device') or ()):
-        raise CookError("an engine's passport needs device=... with name and sm: it runs only where it was built for")
+        raise CookError(
+            "an engine's passport needs device=... with name and sm: it runs only where it was built for"
+        )
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds')
-    facts = {k: v for k, v in facts.items() if v is not None} | dict(versions=environment() | facts.get('versions', {}))
-    files = {n: dict(bytes=(d/n).stat().st_size, sha256=h) for n, h in _hashes(d, _covered(d)).items()}
+    facts = {k: v for k, v in facts.items() if v is not None} | dict(
+        versions=environment() | facts.get('versions', {})
+    )
+    files = {
+        n: dict(bytes=(d / n).stat().st_size, sha256=h) for n, h in _hashes(d, _covered(d)).items()
+    }
     p = Passport(schema=1, kind=kind, created=now, **facts, files=files)
     p['checksum'] = seal(json.loads(json.dumps(p)))  # as it will be read back
-    write_json(d/PASSPORT, p)
+    write_json(d / PASSPORT, p)
     return p
 
 # %% ../nbs/41_passport.ipynb #d32a3914
 def read_passport(path) -> Passport:  # a directory
     "The passport of a directory; raises BadCheckpoint when it is damaged."
-    p = Passport(json_object(Path(path)/PASSPORT, 'passport-json'))
+    p = Passport(json_object(Path(path) / PASSPORT, 'passport-json'))
     files = as_dict(p.get('files'))
+
     def whole(name, f):
         typed = type(as_dict(f).get('bytes')) is int and isinstance(f.get('sha256'), str)
         return typed and os.path.basename(name) == name
-    known = p.get('schema') == 1 and p.get('kind') in ('checkpoint', 'engine') and isinstance(p.checksum, str)
+
+    known = (
+        p.get('schema') == 1
+        and p.get('kind') in ('checkpoint', 'engine')
+        and isinstance(p.checksum, str)
+    )
     placed = p.get('kind') != 'engine' or {'name', 'sm'} <= set(as_dict(p.get('device')))
     if not (known and placed and files and all(whole(n, f) for n, f in files.items())):
-        raise BadCheckpoint('passport-json', f"schema {p.get('schema')}, kind {p.get('kind')}, or its list of files "
-                                             'is damaged', file=PASSPORT)
+        raise BadCheckpoint(
+            'passport-json',
+            f"schema {p.get('schema')}, kind {p.get('kind')}, or its list of files is damaged",
+            file=PASSPORT,
+        )
     return p
 
-# %% ../nbs/41_passport.ipynb #931e9c64
-def write_evaluation(path,        # directory with a passport
-                     **results,   # quality (a Comparison's to_dict()), parity, commands, ...
-                    ) -> dict:
+# %% ../nbs/41_passport.ipynb #c1775101
+def write_evaluation(
+    path,  # directory with a passport
+    **results,  # quality (a Comparison's to_dict()), parity, commands, ...
+) -> dict:
     "Write evaluation.json, which carries the checksum of the passport that it belongs to, and its own."
-    p = read_passport(path) if (Path(path)/PASSPORT).exists() else {}
+    p = read_passport(path) if (Path(path) / PASSPORT).exists() else {}
     out = dict(schema=1, passport=p.get('checksum'), **results)
     out['checksum'] = seal(json.loads(json.dumps(out)))
-    write_json(Path(path)/EVALUATION, out)
+    write_json(Path(path) / EVALUATION, out)
     return out
 
 # %% ../nbs/41_passport.ipynb #f51d7b2e
 def read_evaluation(path) -> dict:  # {} if there is none
     "What was measured on a directory."
-    f = Path(path)/EVALUATION
+    f = Path(path) / EVALUATION
     return json_object(f, 'evaluation-json') if f.exists() else {}
 
 # %% ../nbs/41_passport.ipynb #a2274670
@@ -120,7 +146,7 @@ def _verify_seal(facts, code, file):
 # %% ../nbs/41_passport.ipynb #83b0de96
 def _verify_files(d, p):
     "Size and bytes of every file, and what came after."
-    sizes = {n: (d/n).stat().st_size if (d/n).is_file() else None for n in p['files']}
+    sizes = {n: (d / n).stat().st_size if (d / n).is_file() else None for n in p['files']}
     same = [n for n, f in p['files'].items() if sizes[n] == f['bytes']]
     for n, want in p['files'].items():
         if sizes[n] is None:
@@ -130,7 +156,9 @@ def _verify_files(d, p):
     for n, h in _hashes(d, same).items():
         want = p['files'][n]['sha256']
         if h != want:
-            yield finding('file-changed', f'sha256 {h[:12]}..., the passport says {want[:12]}...', file=n)
+            yield finding(
+                'file-changed', f'sha256 {h[:12]}..., the passport says {want[:12]}...', file=n
+            )
     for n in sorted(set(_covered(d)) - set(p['files'])):
         code = 'file-extra' if n.endswith(('.safetensors', '.engine')) else 'file-added'
         yield finding(code, 'the passport does not list it', file=n)
@@ -143,7 +171,9 @@ def _verify_evaluation(d, p):
         yield as_finding(bad)
         return
     if e and e.get('passport') != p.checksum:
-        yield finding('evaluation-other', f"made for passport {str(e.get('passport'))[:12]}...", file=EVALUATION)
+        yield finding(
+            'evaluation-other', f"made for passport {str(e.get('passport'))[:12]}...", file=EVALUATION
+        )
     elif e:
         yield from _verify_seal(e, 'evaluation-edited', EVALUATION)
 
@@ -160,7 +190,9 @@ def _verify_engine(p, device):
         yield finding('engine-other-sm', f'{built}, this is {here.name} (sm{here.sm})')
     elif here.name != made['name']:
         yield finding('engine-other-gpu', f'{built}, this is {here.name}, of the same architecture')
-    for k, package in dict(tensorrt='tensorrt', tensorrt_rtx='tensorrt-rtx-cu13', tensorrt_llm='tensorrt-llm').items():
+    for k, package in dict(
+        tensorrt='tensorrt', tensorrt_rtx='tensorrt-rtx-cu13', tensorrt_llm='tensorrt-llm'
+    ).items():
         was, now = versions.get(k), version(package)
         if was and now and was != now:
             yield finding('engine-version', f'{k} {was} built it, {now} is installed')
@@ -169,21 +201,26 @@ def _verify_engine(p, device):
     if ranks and ranks != want:
         yield finding('engine-ranks', f'{ranks} rank files', expected=f'{want} by tp x pp')
 
-# %% ../nbs/41_passport.ipynb #d8b93699
-def verify(path,          # directory with or without a passport
-           device=None,   # for an engine: the GPU to run on; None detects it, 'none' leaves the question out
-          ) -> Findings:
+# %% ../nbs/41_passport.ipynb #8fa20ab9
+def verify(
+    path,  # directory with or without a passport
+    device=None,  # for an engine: the GPU to run on; None detects it, 'none' leaves the question out
+) -> Findings:
     "Compare a directory with its passport; a missing passport is a warning."
     d, start = Path(path), time.perf_counter()
     if not d.is_dir():
         raise CookError(f"{d}: {'a file' if d.exists() else 'no such directory'}; expected a directory")
-    if not (d/PASSPORT).exists():
+    if not (d / PASSPORT).exists():
         return Findings(str(d), [finding('no-passport', 'no passport')])
     try:
         p = read_passport(d)
     except BadCheckpoint as e:
         return Findings(str(d), [as_finding(e)])
-    items = [*_verify_seal(p, 'passport-edited', PASSPORT), *_verify_files(d, p), *_verify_evaluation(d, p)]
+    items = [
+        *_verify_seal(p, 'passport-edited', PASSPORT),
+        *_verify_files(d, p),
+        *_verify_evaluation(d, p),
+    ]
     if p['kind'] == 'engine' and device != 'none':
         items += _verify_engine(p, device)
     about = dict(kind=p['kind'], scheme=p.get('scheme'), kv=p.get('kv', 'none'))
@@ -195,5 +232,5 @@ def verify_or_refuse(path, device=None) -> Findings:
     found = verify(path, device)
     for f in found.errors:
         expected = f', expected {f.expected}' if f.expected else ''
-        raise CookError(f'{Path(path)/f.file}: {f.found}{expected}; {f.consequence}; {f.remedy}')
+        raise CookError(f'{Path(path) / f.file}: {f.found}{expected}; {f.consequence}; {f.remedy}')
     return found
