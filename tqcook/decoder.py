@@ -81,10 +81,10 @@ def why_not(
     dim = arch_of(c).head_dim
     return f'its head size is {dim}, not a power of two from 16' if dim < 16 or dim & dim - 1 else ''
 
-# %% ../nbs/55_decoder.ipynb #5c826c97
+# %% ../nbs/55_decoder.ipynb #ac72a3a2
 KINDS = dict(bf16='16 bits', fp8='E4M3 x E4M3, static scale', fp8_token='E4M3 x E4M3, a scale per token',
              int8='INT8 x INT8, static scale', int8_token='INT8 x INT8, a scale per token',
-             int8_wo='INT8 weights widened in the product', fp8_block='E4M3 weights, a scale per 128 inputs, widened')
+             int8_wo='INT8 weights, input in three INT8 digits', fp8_block='E4M3 weights, a scale per 128 inputs, input in three E4M3 parts')
 
 @dataclass
 class Product:

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['constexpr', 'tl', 'triton', 'kernel', 'missing', 'ready', 'launch', 'rehearse', 'put', 'top_of', 'begin',
-           'prefetch_asm', 'take', 'put_row', 'put_digits', 'add_digits', 'norm_kernel', 'quantize_kernel',
+           'prefetch_asm', 'take', 'put_row', 'put_digits', 'put_parts', 'add_digits', 'norm_kernel', 'quantize_kernel',
            'swiglu_kernel', 'swiglu', 'finish', 'product_kernel', 'gemv_kernel', 'pair', 'turn', 'rope_kernel',
            'combine', 'together', 'put_heads', 'share', 'attention_kernel', 'top_kernel', 'advance_kernel']
 
@@ -104,7 +104,7 @@ def prefetch_asm(
     "The instruction that brings `n` bytes into the L2 cache."
     return f'cp.async.bulk.prefetch.L2.global [$1], {n}; mov.u32 $0, 0;' if n else ''
 
-# %% ../nbs/53_kernels.ipynb #ae08a0ce
+# %% ../nbs/53_kernels.ipynb #46b02d98
 @kernel
 def take(ptr, offsets, mask, ws, cols, xs, row, SCALED: constexpr):
     "Load what a product left: finished (0), or sums without the weight's scales (1) and the token's (2)."
@@ -116,7 +116,9 @@ def take(ptr, offsets, mask, ws, cols, xs, row, SCALED: constexpr):
 @kernel
 def put_row(out, row, cols, mask, y, scales, static, N, SCALE: constexpr, MB: constexpr):
     "Store a row: as it is (0), with the calibrated scale (1), or with its own (2; 3: as digits), left in `scales`."
-    if SCALE == 3: put_digits(out, row, cols, mask, y, scales, N, MB)
+    if SCALE == 3:
+        if out.dtype.element_ty == tl.int8: put_digits(out, row, cols, mask, y, scales, N, MB)
+        else: put_parts(out, row, cols, mask, y, scales, N, MB)
     else:
         if SCALE == 1: y = tl.div_rn(y, tl.load(static))
         if SCALE == 2:
@@ -125,7 +127,7 @@ def put_row(out, row, cols, mask, y, scales, static, N, SCALE: constexpr, MB: co
             y = tl.div_rn(y, s)
         put(out, row * N + cols, mask, y)
 
-# %% ../nbs/53_kernels.ipynb #f131c76c
+# %% ../nbs/53_kernels.ipynb #3b8c76ac
 @kernel
 def put_digits(out, row, cols, mask, y, scales, N, MB: constexpr):
     "Store a row as three signed digits in base 256, in rows MB apart."
@@ -141,11 +143,22 @@ def put_digits(out, row, cols, mask, y, scales, N, MB: constexpr):
     tl.store(at + 2 * MB * N, (q - mid * 256).to(tl.int8), mask=mask)
 
 @kernel
-def add_digits(acc, BN: constexpr, BM: constexpr, MB: constexpr):
+def put_parts(out, row, cols, mask, y, scales, N, MB: constexpr):
+    "Store a row as three E4M3 values, each sixteen times what the one before missed, in rows MB apart."
+    s = tl.maximum(tl.max(tl.abs(y), 0), 1e-12) / 448.
+    tl.store(scales + row, s)
+    v, at = tl.div_rn(y, s), out + (row // MB * 4 * MB + row % MB) * N + cols
+    for i in tl.static_range(3):
+        part = v.to(tl.float8e4nv)
+        tl.store(at + i * MB * N, part, mask=mask)
+        v = (v - part.to(tl.float32)) * 16.
+
+@kernel
+def add_digits(acc, FIRST: constexpr, RATIO: constexpr, BN: constexpr, BM: constexpr, MB: constexpr):
     "Sums of the digits' columns [BN, 4 MB] -> [BN, MB]; the fourth digit is empty."
     d = tl.arange(0, BM) // MB
-    v = acc * tl.where(d == 0, 65536., tl.where(d == 1, 256., tl.where(d == 2, 1., 0.)))[None, :]
-    return tl.sum(tl.reshape(v, [BN, 4, MB]), 1)
+    f = tl.where(d == 0, FIRST, tl.where(d == 1, FIRST * RATIO, tl.where(d == 2, FIRST * RATIO * RATIO, 0.)))
+    return tl.sum(tl.reshape(acc * f[None, :], [BN, 4, MB]), 1)
 
 # %% ../nbs/53_kernels.ipynb #e330c497
 @kernel
@@ -213,13 +226,13 @@ def finish(acc, out, smooth, static, rn, rm, n0, split, rows, N, BN: constexpr, 
     else:
         tl.store(out + (split * rows + rm[None, :]) * N + rn[:, None], acc, mask=rm[None, :] < rows)
 
-# %% ../nbs/53_kernels.ipynb #61fa9487
+# %% ../nbs/53_kernels.ipynb #444016de
 @kernel
 def product_kernel(w, x, ws, xs, out, smooth, static, rows, N: constexpr, K: constexpr, BN: constexpr,
                    BM: constexpr, MB: constexpr, BK: constexpr, SPLITS: constexpr, BLOCK: constexpr, SCALED: constexpr,
                    SWIGLU: constexpr, SMOOTH: constexpr, SCALE: constexpr, PREFETCH: constexpr,
                    PDL: constexpr):
-    "out = w @ x.T on tensor cores, in FP8, INT8 or BF16; weights narrower than `x` are widened in registers."
+    "out = w @ x.T on tensor cores, in FP8, INT8 or BF16; a scale a row, or (BLOCK) a row and 128 inputs."
     n0, split, m0 = tl.program_id(0) * BN, tl.program_id(1), tl.program_id(2) * BM
     rn, rm, rk = n0 + tl.arange(0, BN), m0 + tl.arange(0, BM), split * (K // SPLITS) + tl.arange(0, BK)
     begin(w + rn * K + split * (K // SPLITS), PREFETCH, PDL)
@@ -229,13 +242,15 @@ def product_kernel(w, x, ws, xs, out, smooth, static, rows, N: constexpr, K: con
         a, b = tl.load(wp), tl.load(xp)
         if BLOCK: # a scale for each row and 128 inputs
             s = tl.load(ws + rn * (K // 128) + (split * (K // SPLITS) + k) // 128)
-            acc += tl.dot(a.to(b.dtype), b) * s[:, None]
-        else: acc = tl.dot(a.to(b.dtype), b, acc, out_dtype=acc.dtype)
+            acc += tl.dot(a, b) * s[:, None]
+        else: acc = tl.dot(a, b, acc, out_dtype=acc.dtype)
         wp += BK
         xp += BK
     acc, rb = acc.to(tl.float32), tl.program_id(2) * MB + tl.arange(0, MB)
-    if MB != BM: acc = add_digits(acc, BN, BM, MB)
-    if SCALED >= 1: acc *= tl.load(ws + rn)[:, None]
+    if MB != BM:
+        if x.dtype.element_ty == tl.int8: acc = add_digits(acc, 65536., .00390625, BN, BM, MB)
+        else: acc = add_digits(acc, 1., .0625, BN, BM, MB)
+    if SCALED >= 1 and not BLOCK: acc *= tl.load(ws + rn)[:, None]
     if SCALED == 2: acc *= tl.load(xs + rb, mask=rb < rows, other=0)[None, :]
     finish(acc, out, smooth, static, rn, rb, n0, split, rows, N, BN, MB, SWIGLU, SMOOTH, SCALE)
 

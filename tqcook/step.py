@@ -20,11 +20,11 @@ from .core import CookError, read_json, write_json
 from .kernels import launch, missing, rehearse
 from .linears import int8_mm
 
-# %% ../nbs/54_step.ipynb #1a7688fc
+# %% ../nbs/54_step.ipynb #cf73a86a
 @dataclass
 class Port:
     "What a product's input must be: its grid, its scale, and what is left to multiply afterwards."
-    mode: int # 0: as it is, 1: calibrated scale, 2: a scale for each token, 3: in digits (INT8 weights, 16-bit inputs)
+    mode: int # 0: as it is, 1: calibrated scale, 2: a scale for each token, 3: in digits (8-bit weights, 16-bit inputs)
     dtype: object # of the input
     static: object # the calibrated scale
     ws: object # float32 by row (fp8_block: by row and 128 inputs), the calibrated scale folded in
@@ -50,13 +50,14 @@ def port(
     if p.kind == 'bf16': return Port(0, torch.bfloat16, None, None, 0)
     if p.kind == 'int8_wo' and step: return Port(3, torch.int8, None, p.scale, 2)
     if p.kind == 'int8_wo': return Port(0, torch.bfloat16, None, p.scale, 1)
+    if p.kind == 'fp8_block' and step: return Port(3, p.weight.dtype, None, p.scale, 2, True)
     if p.kind == 'fp8_block': return Port(0, torch.bfloat16, None, p.scale, 0, True)
     static = p.input_scale
     ws = p.scale if static is None else p.scale * static
     one = p.scale[:1] if bool((p.scale == p.scale[0]).all()) else None
     return Port(1 if static is not None else 2, p.weight.dtype, static, ws, 1 if static is not None else 2, one=one)
 
-# %% ../nbs/54_step.ipynb #4e1e6a81
+# %% ../nbs/54_step.ipynb #21574a3c
 @dataclass(frozen=True)
 class Form:
     "Block sizes of one product."
@@ -80,12 +81,12 @@ def forms(
     batch: int,
     size: int, # bytes of a weight: 1 or 2
     swiglu: bool = False, # gate and up
-    block: bool = False, # a scale for each 128 inputs, widened to 16 bits
+    block: bool = False, # a scale for each 128 inputs
     columns: int = 0, # of a tile; 0: by batch
 ) -> list: # of `Form`
     "Candidates for a product, likeliest first."
     m, c = columns or width(batch), []
-    if block: tiles = [(64, 128, 4, 4), (64, 128, 4, 6), (128, 128, 8, 4)]
+    if block: tiles = [(64, 128, 4, 5), (64, 128, 4, 8), (128, 128, 4, 5), (128, 128, 8, 5)]
     elif size == 1 and m <= 16: tiles = [(64, 256, 4, 4), (64, 256, 4, 5), (64, 512, 4, 3), (128, 256, 8, 4), (128, 128, 4, 5)]
     elif m <= 16: tiles = [(64, 128, 4, 5), (64, 256, 4, 4), (128, 128, 8, 4)]
     elif size == 1: tiles = [(64, 256, 4, 3), (128, 128, 4, 4), (128, 256, 8, 3), (64, 128, 4, 5)]
