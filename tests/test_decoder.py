@@ -185,6 +185,22 @@ def test_what_has_no_fast_tier_is_told(tmp_path):
     models.tiny('gemma2').model.save_pretrained(tmp_path)
     told = sentence(decoder.load, tmp_path, 'cpu')
     assert 'architecture is gemma2' in told and 'the general tier runs it' in told
+    models.demo_tokenizer().save_pretrained(tmp_path)
+    loaded, why = decoder.serve(tmp_path, 'cpu')
+    assert loaded.kind == 'hf' and 'gemma2' in why
+
+
+def test_the_fast_tier_is_taken_where_it_serves(cooked):
+    d, why = decoder.serve(cooked('fp8'), 'cpu')
+    assert isinstance(d, decoder.Decoder) and not why
+
+
+@pytest.mark.slow
+def test_compare_takes_a_decoder(demo, held_out):
+    from tqcook import compare
+    c = compare.compare(demo, decoder.DecoderLogits(decoder.load(models.demo_path(), 'cpu')), held_out[:8] if isinstance(held_out, list) else held_out,
+                        noise_floor='none', progress=False)
+    assert abs(c.stats['ppl_ratio'].value - 1) < 2e-3
 
 
 def test_a_changed_checkpoint_is_refused(cooked, tmp_path):

@@ -8,30 +8,32 @@ __all__ = ['RUNGS', 'Drawn', 'Synthetic', 'shapes', 'draw', 'synthetic', 'copy_b
            'plain_model', 'plain_step', 'ladder', 'free', 'Bench', 'conditions', 'open_model', 'measure', 'peer_of',
            'check_points']
 
-# %% ../nbs/63_bench.ipynb #8dc98165
+# %% ../nbs/63_bench.ipynb #ddf7b739
 import gc
 import statistics
 import tempfile
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-
 from .core import CookError, fmt_bytes, fmt_seconds, md_table, version, write_json
 from .device import detect
-from . import decoder, models, runtime, step
+from . import decoder, fused, models, runtime, step
+from .checkpoint import Checkpoint
 
-# %% ../nbs/63_bench.ipynb #d91768e2
+# %% ../nbs/63_bench.ipynb #76c9099f
 @dataclass(frozen=True)
 class Drawn:
     "A tensor that will be drawn."
     dtype: str # safetensors' name
     shape: tuple
 
+# %% ../nbs/63_bench.ipynb #d4bcb3da
 _STORED = dict(fp8=('F8_E4M3', (), True), fp8_rowwise=('F8_E4M3', None, False), fp8_block=('F8_E4M3', 'block', False),
                int8_sq=('I8', None, True), int8_token=('I8', None, True), int8_wo=('I8', None, False))
 _ALGO = dict(fp8='FP8', fp8_rowwise='FP8_PER_CHANNEL_PER_TOKEN', fp8_block='FP8_BLOCK_SCALES',
              int8_sq='W8A8_SQ_PER_CHANNEL', int8_token='W8A8_SQ_PER_CHANNEL', int8_wo='W8A16')
 
+# %% ../nbs/63_bench.ipynb #376547c2
 class Synthetic:
     "A checkpoint with random weights that is drawn as it is read."
     layout = 'hf'
@@ -65,10 +67,10 @@ class Synthetic:
         if self.algo: write_json(path/'hf_quant_config.json', dict(producer=dict(name='tqcook', version='random'), quantization=quant))
         return path
 
-# %% ../nbs/63_bench.ipynb #8ae447e6
+# %% ../nbs/63_bench.ipynb #5128aa40
 def shapes(c): # module -> shape of its weight
     "All modules of a decoder, from its config."
-    a = decoder.arch_of(c)
+    a = fused.arch_of(c)
     q, kv, _ = a.widths
     per = {'self_attn.q_proj': (q, a.hidden), 'self_attn.k_proj': (kv, a.hidden), 'self_attn.v_proj': (kv, a.hidden),
            'self_attn.o_proj': (a.hidden, q), 'mlp.gate_proj': (a.inter, a.hidden), 'mlp.up_proj': (a.inter, a.hidden),
@@ -78,6 +80,7 @@ def shapes(c): # module -> shape of its weight
     return {'model.embed_tokens': (a.vocab, a.hidden), 'model.norm': (a.hidden,)} | head | {
         f'model.layers.{i}.{n}': s for i in range(a.layers) for n, s in per.items()}
 
+# %% ../nbs/63_bench.ipynb #d3d58850
 def draw(t, leaf, device, generator):
     "A random tensor of a stored format; its values stand for weights of about 0.02."
     import torch
@@ -88,6 +91,7 @@ def draw(t, leaf, device, generator):
     if t.dtype == 'F8_E4M3': return x.mul_(100).clamp_(-448, 448).to(torch.float8_e4m3fn) # above, PyTorch makes NaN of it
     return x.mul_(40).round_().clamp_(-127, 127).to(torch.int8) if t.dtype == 'I8' else x.mul_(.02).bfloat16()
 
+# %% ../nbs/63_bench.ipynb #30297eb1
 def synthetic(
     shape, # 'llama-3.1-8b' or another key of `models.SHAPES`, or a config as a dict
     scheme=None, # None: BF16
@@ -102,7 +106,7 @@ def synthetic(
     return decoder.from_source(Synthetic(c, scheme, kv, dev.torch), dev, name=f'shape:{shape}' if isinstance(shape, str) else 'shape',
                                weights='random', **kw)
 
-# %% ../nbs/63_bench.ipynb #460c12b9
+# %% ../nbs/63_bench.ipynb #3abe5072
 def copy_bandwidth(
     device, # torch device name
     nbytes: int = 0, # 0: 4 GiB on a GPU, 256 MiB on a CPU
@@ -116,6 +120,7 @@ def copy_bandwidth(
     b = torch.empty_like(a)
     return 2 * n / seconds(lambda: b.copy_(a), cuda, repeats)
 
+# %% ../nbs/63_bench.ipynb #0e4b8ffa
 def seconds(run, cuda, repeats=5, warm=2): # median
     "Time of some work."
     import torch
@@ -129,7 +134,7 @@ def seconds(run, cuda, repeats=5, warm=2): # median
         if i >= warm: times.append(time.perf_counter() - t)
     return statistics.median(times)
 
-# %% ../nbs/63_bench.ipynb #1a57f396
+# %% ../nbs/63_bench.ipynb #daadddbb
 def read_bytes(
     d, # Decoder
     batch: int,
@@ -141,6 +146,7 @@ def read_bytes(
     kv = 2 * a.layers * a.kv_heads * a.head_dim * batch * context * (1 if d.kv == 'fp8' else d.dtype.itemsize)
     return body + d.lm_head.numel() * d.lm_head.element_size() + kv
 
+# %% ../nbs/63_bench.ipynb #89bf4297
 def prefill_flops(
     d, # Decoder
     batch: int,
@@ -149,7 +155,7 @@ def prefill_flops(
     "Operations of the products of a prefill (attention and head left out, as the figures of others do)."
     return 2 * d.arch.params * batch * tokens
 
-# %% ../nbs/63_bench.ipynb #5d0992df
+# %% ../nbs/63_bench.ipynb #973c0553
 @dataclass
 class Timing:
     "One measured point."
@@ -171,9 +177,10 @@ class Timing:
         out = dict(vars(self), tokens_per_second=self.rate, share_of_floor=self.share, spread=list(self.spread))
         return {k: v for k, v in out.items() if v is not None}
 
+# %% ../nbs/63_bench.ipynb #6ede8fa3
 def label(d): return d.scheme or 'bf16'
 
-# %% ../nbs/63_bench.ipynb #fbb4da0f
+# %% ../nbs/63_bench.ipynb #13c243be
 def fill(cache, used):
     "Put random keys and values into a cache, as if `used` tokens had been read."
     import torch
@@ -181,6 +188,7 @@ def fill(cache, used):
         for l in t: l.copy_(torch.randn(l.shape, device=l.device, dtype=torch.bfloat16))
     cache.used = used
 
+# %% ../nbs/63_bench.ipynb #4768b90a
 def decode_step(d, batch, context, room, knobs=None): # (function that runs a step, function that starts over)
     "A decode step at some context, ready to run."
     import torch
@@ -198,7 +206,7 @@ def decode_step(d, batch, context, room, knobs=None): # (function that runs a st
     def again(): cache.used = context
     return run, again
 
-# %% ../nbs/63_bench.ipynb #9930f2a6
+# %% ../nbs/63_bench.ipynb #e75afcb2
 def decode(
     d, # Decoder
     batch: int = 1,
@@ -222,6 +230,7 @@ def decode(
     floor = read_bytes(d, batch, context) / bandwidth if bandwidth else None
     return Timing('decode', label(d), d.kv, batch, context, statistics.median(times), floor, spread=(min(times), max(times)))
 
+# %% ../nbs/63_bench.ipynb #e156b20b
 def prefill(
     d, # Decoder
     batch: int = 1,
@@ -267,7 +276,7 @@ def peer(
     return Timing(name, loaded.scheme or 'bf16', 'none', batch, context, max(statistics.median(times), 1e-9),
                   spread=(min(times), max(times)), note=f'first runs {first:.0f} s' if static else '')
 
-# %% ../nbs/63_bench.ipynb #fd4927d7
+# %% ../nbs/63_bench.ipynb #8911e49f
 RUNGS = [ # name, how
     ('linears swapped in the Hugging Face model', 'general'),
     ('fused projections, static cache', 'plain'),
@@ -277,11 +286,13 @@ RUNGS = [ # name, how
     ('first weights asked for before waiting', {}),
 ]
 
+# %% ../nbs/63_bench.ipynb #5985bbb5
 def general(source, dev, batch, context, path=None, **kw): # Timing
     "A decode step of the general tier: the model of transformers, its linears swapped where the scheme quantizes."
     if source.scheme is None: return peer(plain_model(source.config, dev), batch, context, **kw)
     with tempfile.TemporaryDirectory() as tmp: return peer(runtime.load(path or source.save(tmp), dev), batch, context, **kw)
 
+# %% ../nbs/63_bench.ipynb #483400a0
 def plain_model(config, dev):
     "The model of transformers with random weights."
     import torch
@@ -291,6 +302,7 @@ def plain_model(config, dev):
         m = tr.AutoModelForCausalLM.from_config(tr.AutoConfig.for_model(config['model_type'], **c), dtype=torch.bfloat16)
     return models.Loaded(m.eval().requires_grad_(False), None, 'random', device=dev, weights='random')
 
+# %% ../nbs/63_bench.ipynb #0afab939
 def plain_step(d, batch, context, graph, **kw): # Timing
     "A decode step in plain PyTorch, as it is or as a CUDA graph."
     import torch
@@ -309,6 +321,7 @@ def plain_step(d, batch, context, graph, **kw): # Timing
         return Timing('decode', label(d), d.kv, batch, context, s)
     finally: d.fast = fast
 
+# %% ../nbs/63_bench.ipynb #d4a64496
 def ladder(
     config: dict, # config.json
     scheme: str = 'fp8',
@@ -341,6 +354,7 @@ def ladder(
         free()
     return out
 
+# %% ../nbs/63_bench.ipynb #ec0f0d1e
 def free():
     "Give memory back before the next model."
     import torch
@@ -395,7 +409,7 @@ class Bench:
         plt.close(fig)
         return fig
 
-# %% ../nbs/63_bench.ipynb #b371b37c
+# %% ../nbs/63_bench.ipynb #7d49c431
 def conditions(d=None) -> str:
     "One line that says under what a speed was measured."
     import torch
@@ -403,6 +417,7 @@ def conditions(d=None) -> str:
     how = f'torch {torch.__version__}' + (f', Triton {tri}' if tri else '') + f', {torch.get_num_threads()} threads' * (not torch.cuda.is_available())
     return f'{how}; medians, one process; random weights where a scheme is not that of the file.'
 
+# %% ../nbs/63_bench.ipynb #c1e10d63
 def open_model(
     model: str, # 'demo', a directory (plain or quantized), or 'shape:NAME'
     scheme: str = 'bf16', # 'bf16' or a scheme of `Synthetic`
@@ -413,10 +428,11 @@ def open_model(
     dev, s = detect(device), None if scheme == 'bf16' else scheme
     if str(model).startswith('shape:'): return synthetic(str(model)[6:], s, kv, dev)
     path = models.demo_path() if model == 'demo' else Path(model).expanduser()
-    d = decoder.Checkpoint.open(path)
+    d = Checkpoint.open(path)
     if (d.scheme, d.kv) == (s, kv): return decoder.load(path, dev)
     return synthetic({k: v for k, v in d.config.items() if k != 'quantization_config'}, s, kv, dev)
 
+# %% ../nbs/63_bench.ipynb #9bee4475
 def measure(
     model: str = 'demo', # as for `open_model`
     schemes: list = ('bf16', 'fp8'), # a scheme, or scheme+kv for an FP8 cache
@@ -444,12 +460,14 @@ def measure(
         for what, b, n in jobs: _point(out, d, name, what, b, n, steps, repeats, progress)
     return out
 
+# %% ../nbs/63_bench.ipynb #66c0e76e
 def peer_of(model, dev, context): # Timing
     "`generate` of transformers on a model, in BF16."
     if str(model).startswith('shape:') or model == 'demo': return peer(models.load(model, dev), 1, context, tokens=(2, 18))
-    c = decoder.Checkpoint.open(Path(model).expanduser()).config
+    c = Checkpoint.open(Path(model).expanduser()).config
     return peer(plain_model({k: v for k, v in c.items() if k != 'quantization_config'}, dev), 1, context, tokens=(2, 18))
 
+# %% ../nbs/63_bench.ipynb #4c2a0067
 def check_points(schemes, batches, contexts, prompts):
     "Refuse what cannot be measured before anything is loaded."
     for name in schemes:
@@ -459,6 +477,7 @@ def check_points(schemes, batches, contexts, prompts):
     wrong = [n for n in [*batches, *contexts] if n < 1] + [p for p in prompts if len(p) != 2 or min(p) < 1]
     if wrong or not schemes: raise CookError(f'{wrong or "no scheme"} cannot be measured; expected whole numbers from 1, prompts as pairs of batch and tokens')
 
+# %% ../nbs/63_bench.ipynb #f198d22f
 def _point(out, d, name, what, b, n, steps, repeats, progress):
     "Measure one point, or note why not."
     free()

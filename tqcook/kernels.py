@@ -8,13 +8,11 @@ __all__ = ['constexpr', 'tl', 'triton', 'kernel', 'missing', 'ready', 'launch', 
            'swiglu_kernel', 'swiglu', 'finish', 'product_kernel', 'gemv_kernel', 'pair', 'turn', 'rope_kernel',
            'combine', 'together', 'put_heads', 'share', 'attention_kernel', 'top_kernel', 'advance_kernel']
 
-# %% ../nbs/53_kernels.ipynb #08d8a126
+# %% ../nbs/53_kernels.ipynb #d2050ef2
 import contextlib
 import functools
 import os
-
 from .core import CookError
-
 constexpr = 'constexpr' # Triton goes by the name: a parameter that is fixed when a kernel is compiled
 tl = triton = None # filled by `ready`: importing Triton takes a second, and not every machine has it
 _kernels = []
@@ -27,17 +25,21 @@ def kernel(
     _kernels.append(f)
     return f
 
-# %% ../nbs/53_kernels.ipynb #9f814703
+# %% ../nbs/53_kernels.ipynb #3de95947
 @functools.cache
 def missing() -> str: # '' where Triton's kernels can run
     "Why Triton cannot be used here."
-    try: import torch, triton as found
+    try:
+        import torch
+        import triton as found
     except ImportError as e: return f'{e.name} is not installed'
+    del found
     if os.environ.get('TRITON_INTERPRET') == '1': return ''
     if not torch.cuda.is_available(): return 'there is no GPU'
     if torch.cuda.get_device_capability() < (8, 0): return 'the GPU is older than sm80, and the kernels need its asynchronous copies'
     return ''
 
+# %% ../nbs/53_kernels.ipynb #64ae4844
 @functools.cache
 def ready():
     "Import Triton and make every marked function a kernel."
@@ -47,9 +49,10 @@ def ready():
     globals().update(triton=triton, tl=triton.language, constexpr=triton.language.constexpr)
     for f in _kernels: globals()[f.__name__] = triton.jit(f)
 
-# %% ../nbs/53_kernels.ipynb #d24b157b
+# %% ../nbs/53_kernels.ipynb #167e56bf
 _rehearsals = []
 
+# %% ../nbs/53_kernels.ipynb #ce534979
 def launch(
     k, # a kernel
     grid: tuple, # how many programs along each axis
@@ -59,6 +62,7 @@ def launch(
     if _rehearsals: k.warmup(*args, grid=grid, **kw)
     else: k[grid](*args, **kw)
 
+# %% ../nbs/53_kernels.ipynb #479db66f
 @contextlib.contextmanager
 def rehearse():
     "Inside, kernels are compiled side by side and not run."
@@ -72,7 +76,7 @@ def rehearse():
         try: yield True
         finally: _rehearsals.pop()
 
-# %% ../nbs/53_kernels.ipynb #438941e1
+# %% ../nbs/53_kernels.ipynb #1b63bd61
 @kernel
 def put(ptr, offsets, mask, v):
     "Round float32 values to the element type of `ptr` and store them."
@@ -83,12 +87,13 @@ def put(ptr, offsets, mask, v):
         v = tl.minimum(tl.maximum(v, -448.), 448.)
     tl.store(ptr + offsets, v.to(ptr.dtype.element_ty), mask=mask)
 
+# %% ../nbs/53_kernels.ipynb #abb83bb6
 @kernel
 def top_of(ptr):
     "Largest value of the grid of `ptr`'s element type."
     return 127. if ptr.dtype.element_ty == tl.int8 else 448.
 
-# %% ../nbs/53_kernels.ipynb #1eb2e145
+# %% ../nbs/53_kernels.ipynb #854bc66d
 @kernel
 def begin(rows, PREFETCH: constexpr, PDL: constexpr):
     "Ask for the first bytes of `rows` (pointers), then wait for the kernel before and let the next one start."
@@ -98,13 +103,14 @@ def begin(rows, PREFETCH: constexpr, PDL: constexpr):
         tl.extra.cuda.gdc_wait()
         tl.extra.cuda.gdc_launch_dependents()
 
+# %% ../nbs/53_kernels.ipynb #bca15bf2
 def prefetch_asm(
     n: int, # bytes, a multiple of 16; 0: none
 ) -> str: # PTX
     "The instruction that brings `n` bytes into the L2 cache."
     return f'cp.async.bulk.prefetch.L2.global [$1], {n}; mov.u32 $0, 0;' if n else ''
 
-# %% ../nbs/53_kernels.ipynb #46b02d98
+# %% ../nbs/53_kernels.ipynb #e4489fbf
 @kernel
 def take(ptr, offsets, mask, ws, cols, xs, row, SCALED: constexpr):
     "Load what a product left: finished (0), or sums without the weight's scales (1) and the token's (2)."
@@ -113,6 +119,7 @@ def take(ptr, offsets, mask, ws, cols, xs, row, SCALED: constexpr):
     if SCALED == 2: v *= tl.load(xs + row)
     return v
 
+# %% ../nbs/53_kernels.ipynb #b3971be3
 @kernel
 def put_row(out, row, cols, mask, y, scales, static, N, SCALE: constexpr, MB: constexpr):
     "Store a row: as it is (0), with the calibrated scale (1), or with its own (2; 3: as digits), left in `scales`."
@@ -120,14 +127,14 @@ def put_row(out, row, cols, mask, y, scales, static, N, SCALE: constexpr, MB: co
         if out.dtype.element_ty == tl.int8: put_digits(out, row, cols, mask, y, scales, N, MB)
         else: put_parts(out, row, cols, mask, y, scales, N, MB)
     else:
-        if SCALE == 1: y = tl.div_rn(y, tl.load(static))
+        if SCALE == 1: y = y / tl.load(static)
         if SCALE == 2:
             s = tl.maximum(tl.max(tl.abs(y), 0), 1e-12) / top_of(out)
             tl.store(scales + row, s)
-            y = tl.div_rn(y, s)
+            y = y / s
         put(out, row * N + cols, mask, y)
 
-# %% ../nbs/53_kernels.ipynb #3b8c76ac
+# %% ../nbs/53_kernels.ipynb #b3b192a9
 @kernel
 def put_digits(out, row, cols, mask, y, scales, N, MB: constexpr):
     "Store a row as three signed digits in base 256, in rows MB apart."
@@ -142,6 +149,7 @@ def put_digits(out, row, cols, mask, y, scales, N, MB: constexpr):
     tl.store(at + MB * N, mid.to(tl.int8), mask=mask)
     tl.store(at + 2 * MB * N, (q - mid * 256).to(tl.int8), mask=mask)
 
+# %% ../nbs/53_kernels.ipynb #f2ef276f
 @kernel
 def put_parts(out, row, cols, mask, y, scales, N, MB: constexpr):
     "Store a row as three E4M3 values, each sixteen times what the one before missed, in rows MB apart."
@@ -153,6 +161,7 @@ def put_parts(out, row, cols, mask, y, scales, N, MB: constexpr):
         tl.store(at + i * MB * N, part, mask=mask)
         v = (v - part.to(tl.float32)) * 16.
 
+# %% ../nbs/53_kernels.ipynb #d634d6ce
 @kernel
 def add_digits(acc, FIRST: constexpr, RATIO: constexpr, BN: constexpr, BM: constexpr, MB: constexpr):
     "Sums of the digits' columns [BN, 4 MB] -> [BN, MB]; the fourth digit is empty."
@@ -180,7 +189,7 @@ def norm_kernel(resid, delta, tokens, table, weight, out, scales, static, ws, xs
     y = x / tl.sqrt(tl.sum(x * x, 0) / N + eps) * w
     put_row(out, row, cols, mask, y, scales, static, N, SCALE, MB)
 
-# %% ../nbs/53_kernels.ipynb #4b37d123
+# %% ../nbs/53_kernels.ipynb #b5a7b24a
 @kernel
 def quantize_kernel(x, smooth, out, scales, static, N, SMOOTH: constexpr, SCALE: constexpr, WIDTH: constexpr,
                     MB: constexpr, PDL: constexpr):
@@ -190,7 +199,12 @@ def quantize_kernel(x, smooth, out, scales, static, N, SMOOTH: constexpr, SCALE:
     begin(x, '', PDL)
     y = tl.load(x + row * N + cols, mask=mask, other=0).to(tl.float32)
     if SMOOTH: y *= tl.load(smooth + cols, mask=mask, other=0).to(tl.float32)
-    put_row(out, row, cols, mask, y, scales, static, N, SCALE, MB)
+    if SCALE == 1: put(out, row * N + cols, mask, tl.div_rn(y, tl.load(static)))
+    elif SCALE == 2:
+        s = tl.maximum(tl.max(tl.abs(y), 0), 1e-12) / top_of(out)
+        tl.store(scales + row, s)
+        put(out, row * N + cols, mask, tl.div_rn(y, s))
+    else: put_row(out, row, cols, mask, y, scales, static, N, SCALE, MB)
 
 # %% ../nbs/53_kernels.ipynb #15156823
 @kernel
@@ -206,13 +220,14 @@ def swiglu_kernel(gu, smooth, out, scales, static, ws, xs, N, SCALED: constexpr,
     if SMOOTH: y *= tl.load(smooth + cols, mask=mask, other=0).to(tl.float32)
     put_row(out, row, cols, mask, y, scales, static, N, SCALE, 1)
 
-# %% ../nbs/53_kernels.ipynb #ec4b6a84
+# %% ../nbs/53_kernels.ipynb #88c60f23
 @kernel
 def swiglu(acc, BN: constexpr, BM: constexpr):
     "silu(gate) * up of rows that alternate."
     g, u = tl.split(tl.permute(tl.reshape(acc, [BN // 2, 2, BM]), [0, 2, 1]))
     return g / (1 + tl.exp(-g)) * u
 
+# %% ../nbs/53_kernels.ipynb #01fe4022
 @kernel
 def finish(acc, out, smooth, static, rn, rm, n0, split, rows, N, BN: constexpr, BM: constexpr, SWIGLU: constexpr,
            SMOOTH: constexpr, SCALE: constexpr):
@@ -221,7 +236,7 @@ def finish(acc, out, smooth, static, rn, rm, n0, split, rows, N, BN: constexpr, 
         h = swiglu(acc, BN, BM)
         ri = n0 // 2 + tl.arange(0, BN // 2)
         if SMOOTH: h *= tl.load(smooth + ri).to(tl.float32)[:, None]
-        if SCALE == 1: h = tl.div_rn(h, tl.load(static))
+        if SCALE == 1: h = h / tl.load(static)
         put(out, rm[None, :] * (N // 2) + ri[:, None], rm[None, :] < rows, h)
     else:
         tl.store(out + (split * rows + rm[None, :]) * N + rn[:, None], acc, mask=rm[None, :] < rows)
@@ -275,7 +290,7 @@ def gemv_kernel(w, x, ws, xs, out, smooth, static, N: constexpr, K: constexpr, B
     if SCALED == 2: y *= tl.load(xs)
     finish(y, out, smooth, static, rn, rm, n0, split, 1, N, BN, 1, SWIGLU, SMOOTH, SCALE)
 
-# %% ../nbs/53_kernels.ipynb #a76dad25
+# %% ../nbs/53_kernels.ipynb #72ad99b9
 @kernel
 def pair(qkv, bias, b, cols, mask, rows, W, ws, xs, SPLITS: constexpr, SCALED: constexpr, BIAS: constexpr):
     "A column tile of the fused projections of row `b`, partial sums added."
@@ -285,6 +300,7 @@ def pair(qkv, bias, b, cols, mask, rows, W, ws, xs, SPLITS: constexpr, SCALED: c
     if BIAS: v += tl.load(bias + cols, mask=mask, other=0).to(tl.float32)
     return v
 
+# %% ../nbs/53_kernels.ipynb #c1dee78c
 @kernel
 def turn(lo, hi, norm, d, c, s, eps, HALF: constexpr, NORM: constexpr):
     "Normalize (Qwen3) and turn the two halves of heads [heads, HALF]."
@@ -322,7 +338,7 @@ def rope_kernel(qkv, bias, ws, xs, cos, sin, qn, kn, q, k, v, pad, start, T, cap
     put(v, at, is_v, lo)
     put(v, at + HALF, is_v, hi)
 
-# %% ../nbs/53_kernels.ipynb #957d33c0
+# %% ../nbs/53_kernels.ipynb #77ebb559
 @kernel
 def combine(acc, m, l, part, stat, count, at, active, g, dd, G: constexpr, SPLITS: constexpr, D: constexpr,
             GP: constexpr, s):
@@ -333,6 +349,7 @@ def combine(acc, m, l, part, stat, count, at, active, g, dd, G: constexpr, SPLIT
     tl.debug_barrier()
     return tl.atomic_add(count + at, 1, sem='acq_rel') == active - 1
 
+# %% ../nbs/53_kernels.ipynb #0704b98b
 @kernel
 def together(part, stat, at, active, SPLITS: constexpr, D: constexpr, GP: constexpr):
     "Sum of the shares of a head [GP, D], each weighted by its part of the softmax."
@@ -346,7 +363,7 @@ def together(part, stat, at, active, SPLITS: constexpr, D: constexpr, GP: conste
     a = tl.load(ap, mask=on[:, :, None], other=0, cache_modifier='.cg')
     return tl.sum(a * e[:, :, None], 0) / tl.sum(l * e, 0)[:, None]
 
-# %% ../nbs/53_kernels.ipynb #2075387c
+# %% ../nbs/53_kernels.ipynb #3de762f8
 @kernel
 def put_heads(out, y, g, d, b, h, smooth, static, H: constexpr, G: constexpr, D: constexpr, SMOOTH: constexpr,
               SCALE: constexpr):
@@ -354,7 +371,7 @@ def put_heads(out, y, g, d, b, h, smooth, static, H: constexpr, G: constexpr, D:
     cols = (h * G + g)[:, None] * D + d[None, :]
     mask = (g < G)[:, None] & (d >= 0)[None, :]
     if SMOOTH: y = y * tl.load(smooth + cols, mask=mask, other=0).to(tl.float32)
-    if SCALE == 1: y = tl.div_rn(y, tl.load(static))
+    if SCALE == 1: y = y / tl.load(static)
     put(out, b * H * D + cols, mask, y)
 
 # %% ../nbs/53_kernels.ipynb #a2492d5a
@@ -427,7 +444,7 @@ def attention_kernel(qkv, bias, cos, sin, qn, kn, k, v, slot, pad, part, stat, c
             put_heads(out, y, tl.arange(0, GP), dd, b, h, smooth, static, H, G, D, SMOOTH, SCALE)
             tl.store(count + at, 0)
 
-# %% ../nbs/53_kernels.ipynb #1c15ea90
+# %% ../nbs/53_kernels.ipynb #369274b7
 @kernel
 def top_kernel(logits, best, where, V, CHUNK: constexpr, PDL: constexpr):
     "The largest logit of a chunk and where it is."
@@ -439,6 +456,7 @@ def top_kernel(logits, best, where, V, CHUNK: constexpr, PDL: constexpr):
     tl.store(best + at, tl.max(v, 0))
     tl.store(where + at, tl.minimum(c * CHUNK + tl.argmax(v, 0), V - 1)) # logits may be NaN, a token must exist
 
+# %% ../nbs/53_kernels.ipynb #ea30bae8
 @kernel
 def advance_kernel(best, where, tokens, history, slot, cap, CHUNKS, WIDTH: constexpr, PDL: constexpr):
     "Make the likeliest token of a sequence its next input, keep it, and move on by one place."
