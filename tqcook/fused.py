@@ -53,14 +53,14 @@ def arch_of(
 GROUPS = dict(qkv=('self_attn.q_proj', 'self_attn.k_proj', 'self_attn.v_proj'), o=('self_attn.o_proj',),
               gate_up=('mlp.gate_proj', 'mlp.up_proj'), down=('mlp.down_proj',))
 
-# %% ../nbs/54_fused.ipynb #08c09354
+# %% ../nbs/54_fused.ipynb #b04229f7
 def why_not(
     ck: Checkpoint, # opened checkpoint
 ) -> str: # '' when it can
     "Why the fast tier does not serve a checkpoint."
     c = ck.config
     kind, act = c.get('model_type'), c.get('hidden_act', 'silu')
-    if ck.layout != 'hf': return 'it is not in the Hugging Face layout'
+    if ck.layout not in ('hf', 'compressed-tensors', 'deepseek'): return f'its layout is {ck.layout}'
     if kind not in FAMILIES: return f'its architecture is {kind}; the fast tier knows {", ".join(FAMILIES)}'
     if act != 'silu': return f'its activation function is {act}, not silu'
     rope = (c.get('rope_parameters') or c.get('rope_scaling') or {}).get('rope_type', 'default')
