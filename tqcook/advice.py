@@ -8,7 +8,7 @@ __all__ = ['MEASURED_KL', 'GOALS', 'risk_of', 'Option', 'Advice', 'advise']
 # %% ../nbs/62_advice.ipynb #162191a4
 from dataclasses import dataclass, field
 
-from .core import CookError, Result, md_table, suggest
+from .core import CookError, Result, esc, md_table, suggest
 from .device import Device, lookup
 from .memory import parallel_plan
 from .roofline import Ceilings, from_datasheet, pays_until, predict
@@ -73,10 +73,11 @@ class Advice(Result):
         cell = lambda v, f: '' if v is None else format(v, f)
         bold = lambda o: '**' * (o.scheme == self.chosen)
         rows = [(f'{bold(o)}{o.scheme}{bold(o)}', o.backend or 'refused', cell(o.gain, '.2f'),
-                 cell(o.tokens_per_second, ',.0f'), cell(o.gpus, 'd'), cell(o.requests, ',d'), o.bound, o.risk if o.fits else o.why) for o in self.options]
+                 cell(o.tokens_per_second, ',.0f'), cell(o.gpus, 'd'), cell(o.requests, ',d'), o.bound,
+                 o.risk if o.fits else o.why) for o in self.options]
         head = ['scheme', 'TensorRT-LLM', 'gain:', 'tokens/s:', 'GPUs:', 'room for requests:', 'bound by',
                 'risk, or why not']
-        title = f'{self.model} on {self.device}: {self.batch} × {self.context} tokens and {self.output} answers each'
+        title = f'{esc(self.model)} on {self.device}: {self.batch} × {self.context} tokens and {self.output} answers each'
         return f'**{title}** ({GOALS[self.goal]})\n\n' + md_table(rows, head) + '\n\n' + ' '.join(self.reasons)
 
 # %% ../nbs/62_advice.ipynb #666f2700
