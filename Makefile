@@ -41,7 +41,7 @@ help:
 	@sed -n '/^#/!q; s/^# \{0,1\}//p' Makefile
 
 cook: $(STAMP)
-	@$(PY) -m tqcook run $(RECIPE) $(ARGS)
+	@$(PY) -m tqcook run $(RECIPE) --size smoke $(ARGS)
 
 PYTEST = OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(PY) -m pytest -q -n 2 --dist loadfile
 
@@ -67,7 +67,7 @@ site: $(STAMP)
 gpu-test: $(STAMP)
 	@nvidia-smi --query-gpu=name,driver_version,compute_cap,memory.total --format=csv || { echo "make gpu-test: nvidia-smi finds no NVIDIA GPU here" >&2; exit 1; }
 	@TQCOOK_REQUIRE_GPU=1 $(PY) -m pytest -q -m gpu tests $(ARGS)
-	@$(PY) -m tqcook run fp8 -p device=cuda -o runs/gpu-test/fp8
+	@$(PY) -m tqcook run fp8 --size smoke -p device=cuda -o runs/gpu-test/fp8
 
 # One that fails does not keep the others from running; all that failed are named at the end.
 recipes: $(STAMP)

@@ -94,3 +94,26 @@ def both():
     def get(path, device='cpu', **kw):
         return [runtime.load(path, device=device, kernels=k, **kw) for k in ('real', 'reference')]
     return get
+
+
+@pytest.fixture
+def toy(tmp_path, monkeypatch):
+    "A folder with a toy recipe; the current directory."
+    from toy import BODY, FINISH, PARAMS, START, write_recipe
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv('TQCOOK_RECIPES', raising=False)
+    write_recipe(tmp_path/'recipes', START, BODY, FINISH, name='01_toy.ipynb', params=PARAMS)
+    (tmp_path/'recipes/params').mkdir()
+    return tmp_path
+
+@pytest.fixture
+def cook(toy, capsys):
+    "Run the toy recipe with these arguments: (exit code, the last line on stderr)."
+    from tqcook import cli
+
+    def go(*args, verb='run', recipe='toy'):
+        code = cli.main([verb, recipe, '-q', *args] if verb == 'run' else [verb, *args])
+        err = capsys.readouterr().err
+        assert 'Traceback' not in err
+        return code, err.strip().split('\n')[-1]
+    return go

@@ -213,7 +213,7 @@ def test_not_an_onnx_graph():
 def _run(*args):
     import subprocess
     from pathlib import Path
-    return subprocess.run([sys.executable, '-m', 'tqcook', 'run', 'compile', *map(str, args)], capture_output=True,
+    return subprocess.run([sys.executable, '-m', 'tqcook', 'run', 'compile', '--size', 'smoke', *map(str, args)], capture_output=True,
                           text=True, cwd=Path(__file__).parents[1])
 
 

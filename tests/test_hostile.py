@@ -1,8 +1,8 @@
 """Inputs of the kind that nobody plans for: one sentence, the right exit code, nothing of the reader's lost"""
-import json, os, struct, subprocess, sys
+import json, struct
 from pathlib import Path
 import pytest
-from tqcook import data, models, texts, cli, runner
+from tqcook import core, data, models, texts
 from tqcook.core import CookError
 
 @pytest.fixture(scope='module')
@@ -70,58 +70,17 @@ def test_a_header_nested_too_deep(tmp_path):
 @pytest.mark.parametrize('model', [None, 5, [], 'x' * 400, '~nosuchuser/x'])
 def test_a_model_of_the_wrong_kind(model): refused(lambda: models.load(model))
 
-# --- the command
+# --- core
 
-@pytest.mark.parametrize('content', ['[]', '{"cells": 3}', '{"cells": [{}]}', '\0', json.dumps(dict(cells=[dict(
-    cell_type='code', metadata=dict(tags=['parameters']), source='x = (')]))])
-def test_no_notebooks(tmp_path, capsys, content):
-    (tmp_path/'r.ipynb').write_text(content)
-    assert cli.main(['run', str(tmp_path/'r.ipynb')]) == 2
-    assert capsys.readouterr().err.count('\n') == 1
+def test_atomic_dir_takes_the_folder_one_is_in(tmp_path, monkeypatch):
+    (tmp_path/'in').mkdir()
+    monkeypatch.chdir(tmp_path/'in')
+    with core.atomic_dir('.') as d: (d/'x').write_text('x')
+    assert (tmp_path/'in'/'x').exists()
+    refused(lambda: core.atomic_dir('/').__enter__())
 
-def test_a_size_file_that_is_not_text(tmp_path, capsys):
-    cell = dict(cell_type='code', metadata=dict(tags=['parameters']), source='x = 1  # type: int a number')
-    (tmp_path/'r.ipynb').write_text(json.dumps(dict(cells=[cell])))
-    (tmp_path/'params').mkdir()
-    for raw in b'\xff\xfe\x00', b'[' * 5000:
-        (tmp_path/'params'/'smoke.yaml').write_bytes(raw)
-        assert cli.main(['run', str(tmp_path/'r.ipynb')]) == 2
-        assert capsys.readouterr().err.startswith('tqcook: ')
-
-def test_what_is_the_readers_stays(tmp_path, monkeypatch):
-    run_, mine = tmp_path/'r', tmp_path/'r.unfinished'
-    run_.mkdir(); mine.mkdir()
-    (run_/'failed.ipynb').write_text(''); (mine/'thesis.txt').write_text('mine')
-    with runner.run_folder(run_): pass
-    assert (tmp_path/'r.unfinished.1'/'thesis.txt').exists() and (mine/'failed.ipynb').exists()
-    (run_/'results.json').write_text('{}')
-    (run_/'sub').mkdir()
-    for where, name in (run_, '.'), (run_/'sub', '..'):
-        monkeypatch.chdir(where)
-        refused(lambda: runner.run_folder(name).__enter__(), 'the folder you are in')
-    refused(lambda: runner.run_folder('/').__enter__())
-
-def test_long_names(capsys):
-    assert cli.main(['check', 'a' * 300]) == 1 and cli.main(['compare', 'demo', 'demo', '--context', '5000']) == 2
-    assert 'Traceback' not in capsys.readouterr().err
-
-def command(args, shell): # with the module, so that no PATH is needed
-    return subprocess.run(['bash', '-c', f'"{sys.executable}" -m tqcook {args} {shell}'], capture_output=True, text=True)
-
-def test_stdout_that_ends_early():
-    closed = command('list', '| head -1; echo ${PIPESTATUS[0]}')
-    assert closed.stdout.endswith('\n0\n') and closed.stderr == ''
-    if not Path('/dev/full').exists(): return
-    full = command('list', '> /dev/full')
-    assert full.returncode == 1 and full.stderr == 'tqcook: No space left on device\n'
-
-TINY_RUN = [dict(cell_type='code', id='a', metadata=dict(tags=['parameters']), source='n = 1  # type: int a number', outputs=[], execution_count=None),
-            dict(cell_type='code', id='b', metadata={}, source='from tqcook import run\nrun.finish({})', outputs=[], execution_count=None)]
-
-def test_a_home_that_cannot_be_written(tmp_path, monkeypatch):
-    (tmp_path/'r.ipynb').write_text(json.dumps(dict(cells=TINY_RUN, metadata={}, nbformat=4, nbformat_minor=5)))
-    (tmp_path/'file').write_text('')
-    monkeypatch.setenv('HOME', str(tmp_path/'file'))
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv('IPYTHONDIR', raising=False)
-    assert cli.main(['run', 'r.ipynb', '-q', '-o', 'sp ace/é']) == 0 and (tmp_path/'sp ace/é/results.json').exists()
+def test_json_that_is_none(tmp_path):
+    refused(lambda: core.read_json(tmp_path), 'cannot be read')
+    refused(lambda: core.write_json(tmp_path/'a', dict(a=object())), 'JSON')
+    refused(lambda: core.atomic_write(tmp_path, 'x'), 'folder')
+    assert not list(tmp_path.iterdir())

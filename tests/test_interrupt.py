@@ -1,37 +1,41 @@
 "Killed at any moment: no results, no orphan kernel, and the next run succeeds."
-import json, os, signal, subprocess, sys, time
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
 from pathlib import Path
-import nbformat, pytest
 
-def write_recipe(folder, *cells, name='01_nap.ipynb', params="seconds = 60.0  # type: float how long to sleep\nout_dir = 'runs/nap'  # type: str folder"):
-    "A throw-away recipe: its parameters, then `cells`."
-    nb = nbformat.v4.new_notebook(metadata=dict(kernelspec=dict(name='python3', display_name='python3', language='python')))
-    code = nbformat.v4.new_code_cell
-    nb.cells = [nbformat.v4.new_markdown_cell('# Nap\n\n> Sleeps'), code(params, metadata=dict(tags=['parameters'])), *map(code, cells)]
-    folder.mkdir(parents=True, exist_ok=True)
-    nbformat.write(nb, folder/name)
+import pytest
+
+from toy import write_recipe
 
 NAP = ["""import os, subprocess, sys, time
 from pathlib import Path
-from tqcook import run, core
+from tqcook import core, recipe
 child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(120)'])
 (Path(out_dir)/'pids').write_text(f'{os.getpid()} {child.pid}')""",
 """with core.atomic_dir(Path(out_dir)/'checkpoint') as d:
     (d/'config.json').write_text('{}')
     (Path(out_dir)/'sleeping').write_text('')
-    time.sleep(seconds)
+    time.sleep(nap)
 child.kill()""",
-"run.finish(dict(environment=dict(device=dict(name='none'))))"]
+"recipe.finish(dict(environment=dict(device=dict(name='none'))))"]
 
 def alive(pid):
     "True while the process runs; a zombie is dead."
-    try: return Path(f'/proc/{pid}/stat').read_text().rpartition(')')[2].split()[0] != 'Z'
-    except (FileNotFoundError, ProcessLookupError): return False
+    try:
+        return Path(f'/proc/{pid}/stat').read_text().rpartition(')')[2].split()[0] != 'Z'
+    except (FileNotFoundError, ProcessLookupError):
+        return False
 
 def wait(condition, seconds=30):
     end = time.monotonic() + seconds
     while not condition():
-        if time.monotonic() > end: return False
+        if time.monotonic() > end:
+            return False
         time.sleep(.05)
     return True
 
@@ -41,28 +45,34 @@ def nap(tmp_path):
     write_recipe(tmp_path/'recipes', *NAP)
     started = []
     def go(*args):
-        p = subprocess.Popen([sys.executable, '-m', 'tqcook', 'run', 'nap', *args], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        p = subprocess.Popen([sys.executable, '-m', 'tqcook', 'run', 'nap', *args], cwd=tmp_path, text=True,
+                             stdout=subprocess.PIPE, stderr=subprocess.PIPE)
         started.append(p)
         return p
     yield tmp_path, go
     for p in started:
-        if p.poll() is None: p.kill(); p.wait()
+        if p.poll() is None:
+            p.kill()
+            p.wait()
 
 def asleep(folder, p):
-    "Wait until the recipe is in the middle of writing its checkpoint; returns its kernel's and that one's child's process ids."
-    assert wait(lambda: (folder/'runs/nap/sleeping').exists() or p.poll() is not None), 'the recipe never got there'
+    "Wait until the recipe is in the middle of writing its checkpoint; returns the ids of its kernel and its child."
+    there = folder/'runs/nap.unfinished/sleeping'
+    assert wait(lambda: there.exists() or p.poll() is not None), 'the recipe never got there'
     assert p.poll() is None, p.stderr.read()
-    return [int(x) for x in (folder/'runs/nap/pids').read_text().split()]
+    return [int(x) for x in (folder/'runs/nap.unfinished/pids').read_text().split()]
 
 def nothing_finished(folder):
-    run = folder/'runs/nap'
-    return not (run/'results.json').exists() and not (run/'checkpoint').exists() and not (run/'executed.ipynb').exists()
+    left = folder/'runs/nap.unfinished'
+    return not (folder/'runs/nap').exists() and not (left/'results.json').exists() and not (left/'checkpoint').exists()
 
 def next_run_succeeds(folder, go):
-    out, err = (p := go('-p', 'seconds=0')).communicate(timeout=60)
+    p = go('-p', 'nap=0')
+    out, err = p.communicate(timeout=60)
     assert p.returncode == 0, err
     assert (folder/'runs/nap/results.json').exists() and (folder/'runs/nap/checkpoint/config.json').exists()
-    assert json.loads((folder/'runs/nap/results.json').read_text())['parameters']['seconds'] == 0
+    assert json.loads((folder/'runs/nap/results.json').read_text())['parameters']['nap'] == 0
+    assert [p.name for p in (folder/'runs').iterdir()] == ['nap'], 'what the killed run left is still there'
 
 @pytest.mark.parametrize('sig,code', [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_signal_to_the_runner(nap, sig, code):
@@ -74,19 +84,20 @@ def test_signal_to_the_runner(nap, sig, code):
     assert p.returncode == code
     assert f'interrupted by {sig.name}' in err.strip().split('\n')[-1] and 'Traceback' not in err
     assert wait(lambda: not any(alive(x) for x in pids), 5), 'the kernel or its child lives on'
-    assert nothing_finished(folder) and (folder/'runs/nap/failed.ipynb').exists()
+    assert nothing_finished(folder) and (folder/'runs/nap.unfinished/failed.ipynb').exists()
     next_run_succeeds(folder, go)
 
 def test_kill_9_of_the_runner(nap):
     folder, go = nap
     p = go()
     kernel, child = asleep(folder, p)
-    p.kill(); p.wait()
+    p.kill()
+    p.wait()
     assert wait(lambda: not alive(kernel), 10), 'the kernel outlived its runner'
     os.kill(child, signal.SIGKILL) # nothing can be left to clean up after kill -9 but the process itself
     assert nothing_finished(folder)
     next_run_succeeds(folder, go)
-    assert (folder/'runs/nap.unfinished').is_dir()
+    assert not list(Path(tempfile.gettempdir()).glob(f'tqcook-{p.pid}-*')), 'its temporary folder is still there'
 
 def test_kill_9_of_the_kernel(nap):
     folder, go = nap
@@ -103,7 +114,24 @@ def test_two_runs_do_not_share_a_folder(nap):
     folder, go = nap
     p = go()
     asleep(folder, p)
-    out, err = (q := go('-p', 'seconds=0')).communicate(timeout=30)
+    q = go('-p', 'nap=0')
+    out, err = q.communicate(timeout=30)
     assert q.returncode != 0 and 'another run' in err
-    p.send_signal(signal.SIGINT); p.communicate(timeout=20)
+    p.send_signal(signal.SIGINT)
+    p.communicate(timeout=20)
     next_run_succeeds(folder, go)
+
+@pytest.mark.parametrize('busy', ["print('y' * 30_000_000)", "while True: print('z' * 10_000)",
+                                  "import signal\nfor s in (2, 15): signal.signal(s, signal.SIG_IGN)\ntime.sleep(60)"])
+def test_sigterm_ends_a_run_within_two_seconds_whatever_it_does(nap, busy):
+    folder, go = nap
+    start = ("from pathlib import Path\nimport time\nPath(out_dir, 'pids').write_text('0 0')\n"
+             "Path(out_dir, 'sleeping').write_text('')")
+    write_recipe(folder/'recipes', start, busy + '\ntime.sleep(60)')
+    p = go()
+    asleep(folder, p)
+    time.sleep(1)
+    begun = time.monotonic()
+    p.send_signal(signal.SIGTERM)
+    p.communicate(timeout=20)
+    assert p.returncode == 143 and time.monotonic() - begun < 2.5

@@ -25,7 +25,7 @@ def typed(text):
 
 def verbs():
     from tqcook import cli
-    groups = cli._parser()._subparsers._group_actions
+    groups = cli.parser()._subparsers._group_actions
     return set(groups[0].choices)
 
 

@@ -37,7 +37,7 @@ def test_int8_sweeps_each_arithmetic_at_its_own_optimum(int8):
 
 def test_int8_reports_and_exports(int8):
     d, out = int8
-    c, p = d['calibration'], d['engine']['parity']
+    c, p = d['calibration'], d['runtime']['parity']
     assert c['samples'] == 24 and c['leak_share'] < .01 and all('o_proj' in n for n in c['unsmoothed'])
     assert p['passed'] and p['linears'] == p['expected'] == 56 and 0 < p['worst'] <= 4e-3
     assert (out/'checkpoint'/'config.json').exists() and not (out/'checkpoint'/'hf_quant_config.json').exists()

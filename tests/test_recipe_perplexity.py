@@ -31,7 +31,8 @@ def gate(tmp_path_factory):
             '\n'.join(json.dumps(dict(doc_id=i, doc_hash=str(i), acc=float(r))) for i, r in enumerate(right))
         )
     return cook(
-        'run', 'perplexity', '-p', f'tasks_base={logs[0]}', '-p', f'tasks_quant={logs[1]}', '-o', 'out', cwd=cwd
+        'run', 'perplexity', '--size', 'smoke', '-p', f'tasks_base={logs[0]}', '-p', f'tasks_quant={logs[1]}',
+        '-o', 'out', cwd=cwd
     ), cwd/'out'
 
 
@@ -93,7 +94,7 @@ def test_recipe_stops_on_fail(tmp_path):
         '-p',
         'new_tokens=4',
     )
-    r = cook('run', 'perplexity', *args, '-o', 'raised', cwd=tmp_path)
+    r = cook('run', 'perplexity', '--size', 'smoke', *args, '-o', 'raised', cwd=tmp_path)
     assert (
         r.returncode == 1
         and 'the quantized model failed: mean KL divergence' in r.stderr

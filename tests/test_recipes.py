@@ -7,7 +7,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 def cook(recipe, *args, cwd=None, out=None, timeout=420):
     "Run the command as a user would, from a folder that is not the checkout."
-    cmd = [sys.executable, '-m', 'tqcook', 'run', recipe, *args] + (['-o', str(out)] if out else [])
+    cmd = [sys.executable, '-m', 'tqcook', 'run', recipe, '--size', 'smoke', *args] + (['-o', str(out)] if out else [])
     env = dict(os.environ, PYTHONPATH=str(ROOT), TQCOOK_RECIPES=str(ROOT/'recipes'))
     return subprocess.run(cmd, cwd=cwd or out.parent, env=env, capture_output=True, text=True, timeout=timeout)
 
@@ -20,7 +20,7 @@ def whole(r, out):
     html = (out/'report.html').read_text()
     assert 'src="http' not in html and 'data:image/png;base64' in html
     d = results(out)
-    assert d['schema'] == 1 and d['size'] == 'smoke' and all(s['status'] in ('ran', 'skipped') for s in d['stages'])
+    assert d['schema'] == 2 and d['size'] == 'smoke' and all(s['status'] in ('ran', 'skipped') for s in d['stages'])
     assert all(s.get('reason') for s in d['stages'] if s['status'] == 'skipped')
     return d
 
@@ -38,7 +38,7 @@ def test_fp8_results(fp8):
     lo, hi = q['ppl_ratio_ci95']
     assert lo < q['ppl_ratio'] < hi and q['verdict'] in ('PASS', 'FAIL', 'INCONCLUSIVE')
     assert 0 < q['kld_mean'] < .05 and .9 < q['top1_agreement'] < 1
-    p = d['engine']['parity']
+    p = d['runtime']['parity']
     assert p['passed'] and p['linears'] == p['expected'] == 56 and 0 < p['worst'] <= 4e-3 and p['logits'] <= .5 * p['cost']
     assert .5 < d['size_bytes']['quantized'] / d['size_bytes']['base'] < .65
     assert d['environment']['torch'] and d['seconds']['total'] > 0
@@ -70,7 +70,7 @@ def test_fp8_on_a_gpu_without_fp8(tmp_path):
     out = tmp_path/'run'
     d = whole(cook(str(tmp_path/'01_fp8.ipynb'), '-p', 'max_windows=8', '-p', 'calib_samples=8', out=out), out)
     skipped = {s['name']: s['reason'] for s in d['stages'] if s['status'] == 'skipped'}
-    assert 'sm80' in skipped['parity'] and 'parity' not in d['engine'] and d['engine']['how'] == 'fake'
+    assert 'sm80' in skipped['parity'] and 'parity' not in d['runtime'] and d['runtime']['how'] == 'fake'
     assert set(d['quality']['steps']) == {'format', 'export', 'total'}
 
 # ---- bad input: one clear line, a non-zero exit, nothing half-made
@@ -79,8 +79,8 @@ def test_fp8_on_a_gpu_without_fp8(tmp_path):
     (['-p', 'nosuch=1'], 2, ['nosuch']),
     (['-p', 'calib_samples=abc'], 2, ['calib_samples', 'int']),
     (['-p', 'model=/no/such/model'], 1, ['/no/such/model', 'does not exist']),
-    (['-p', 'scheme=fp9'], 1, ['fp9', 'fp8']),
-    (['-p', 'calib_samples=0'], 1, ['calib_samples', 'at least 1']),
+    (['-p', 'scheme=fp9'], 2, ['fp9', 'fp8']),
+    (['-p', 'calib_samples=0'], 2, ['calib_samples', 'at least 1']),
     (['-p', 'device=cuda:7'], 1, ['cuda:7']),
 ])
 def test_bad_parameters(tmp_path, args, code, words):

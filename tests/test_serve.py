@@ -11,8 +11,8 @@ ROOT = Path(__file__).resolve().parent.parent
 
 def serve(out, **values):
     p = [x for k, v in values.items() for x in ('-p', f'{k}={v}')]
-    return subprocess.run([sys.executable, '-m', 'tqcook', 'run', 'serve', '-o', str(out), *p], capture_output=True,
-                          text=True, cwd=ROOT)
+    command = [sys.executable, '-m', 'tqcook', 'run', 'serve', '--size', 'smoke', '-o', str(out), *p]
+    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
 
 def results(out):
     return json.loads((out/'results.json').read_text())

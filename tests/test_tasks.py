@@ -40,29 +40,20 @@ def test_filters_are_not_mixed(tmp_path):
     (tmp_path/'a.jsonl').write_text('\n'.join(map(json.dumps, rows)))
     assert set(tasks.read_lm_eval(tmp_path/'a.jsonl', filter='strict')[0].values()) == {1}
     assert set(tasks.read_lm_eval(tmp_path/'a.jsonl', filter='loose')[0].values()) == {0}
-    with pytest.raises(CookError, match='strict'):
-        tasks.read_lm_eval(tmp_path/'a.jsonl', filter='strikt')
+    with pytest.raises(CookError, match='strict'): tasks.read_lm_eval(tmp_path/'a.jsonl', filter='strikt')
 
 
 def test_bad_logs_are_refused(tmp_path):
     good = log(tmp_path/'a.jsonl', [1, 0, 1, 1])
-    with pytest.raises(CookError, match='no lm-eval log'):
-        tasks.compare_tasks(good, tmp_path/'none.jsonl')
+    with pytest.raises(CookError, match='no lm-eval log'): tasks.compare_tasks(good, tmp_path/'none.jsonl')
     (tmp_path/'empty.jsonl').write_text('\n')
-    with pytest.raises(CookError, match='is empty'):
-        tasks.compare_tasks(good, tmp_path/'empty.jsonl')
+    with pytest.raises(CookError, match='is empty'): tasks.compare_tasks(good, tmp_path/'empty.jsonl')
     (tmp_path/'cut.jsonl').write_text(good.read_text()[:-20])
-    with pytest.raises(CookError, match='line 4 .*truncated'):
-        tasks.compare_tasks(good, tmp_path/'cut.jsonl')
-    with pytest.raises(CookError, match='same samples: 1 ids'):
-        tasks.compare_tasks(good, log(tmp_path/'b.jsonl', [1, 0, 1]))
+    with pytest.raises(CookError, match='line 4 .*truncated'): tasks.compare_tasks(good, tmp_path/'cut.jsonl')
+    with pytest.raises(CookError, match='same samples: 1 ids'): tasks.compare_tasks(good, log(tmp_path/'b.jsonl', [1, 0, 1]))
     other = log(tmp_path/'c.jsonl', [1, 0, 1, 1])
     other.write_text(other.read_text().replace('h2', 'x2'))
-    with pytest.raises(CookError, match='sample 2 is another question'):
-        tasks.compare_tasks(good, other)
-    with pytest.raises(CookError, match='has no score'):
-        tasks.compare_tasks(good, good, metric='bleu')
-    with pytest.raises(CookError, match='expected 0 or 1'):
-        tasks.read_lm_eval(log(tmp_path/'d.jsonl', [.5, 1]))
-    with pytest.raises(CookError, match='twice'):
-        tasks.read_lm_eval(log(tmp_path/'e.jsonl', [1, 1], ids=[3, 3]))
+    with pytest.raises(CookError, match='sample 2 is another question'): tasks.compare_tasks(good, other)
+    with pytest.raises(CookError, match='has no score'): tasks.compare_tasks(good, good, metric='bleu')
+    with pytest.raises(CookError, match='expected 0 or 1'): tasks.read_lm_eval(log(tmp_path/'d.jsonl', [.5, 1]))
+    with pytest.raises(CookError, match='twice'): tasks.read_lm_eval(log(tmp_path/'e.jsonl', [1, 1], ids=[3, 3]))

@@ -1,4 +1,4 @@
-"The comparison on a GPU: its price against bare forward passes at the 8 B shape, memory, the same numbers each way."
+"The comparison on a GPU: its price against bare forward passes at the 8 B shape, memory, the same numbers on every way."
 import copy
 import dataclasses
 import sys

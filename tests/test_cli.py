@@ -1,0 +1,75 @@
+"The command: its verbs, its exit codes, and what a shell can do to it."
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tqcook import cli, recipe
+
+
+def test_at_most_nine_verbs():
+    assert set(cli._VERBS) <= set('run list doctor compare check advise bench sweep new'.split())
+
+def test_list_and_doctor_as_json(toy, capsys):
+    assert cli.main(['list', '--json']) == 0
+    (shown,) = json.loads(capsys.readouterr().out)
+    assert shown['parameters'][0] == dict(name='n', type='int', default=3, help='how many')
+    assert cli.main(['doctor', '--json']) == 0
+    d = json.loads(capsys.readouterr().out)
+    assert list(d['recipes']) == ['toy'] and d['device']['kind'] in ('cpu', 'cuda') and d['disk']['free'] > 0
+
+def test_check_answers_by_exit_code(demo_fp8, tmp_path, capsys):
+    code = cli.main(['check', str(demo_fp8), '--json'])
+    found = json.loads(capsys.readouterr().out)
+    assert code == (0 if found['ok'] else 10)
+    shutil.copytree(demo_fp8, tmp_path/'broken')
+    (tmp_path/'broken/config.json').unlink()
+    assert cli.main(['check', str(tmp_path/'broken')]) == 10
+    assert cli.main(['check', str(tmp_path/'nowhere')]) == 1 and 'nowhere' in capsys.readouterr().err
+
+def test_compare_answers_by_exit_code(demo_fp8, capsys):
+    small = ['--context', '128', '--max-windows', '6', '--device', 'cpu', '--json']
+    code = cli.main(['compare', 'demo', str(demo_fp8), *small])
+    found = json.loads(capsys.readouterr().out)
+    assert code == recipe.EXIT[found['verdict']] and found['ppl_ratio'] == pytest.approx(1, abs=.05)
+    assert cli.main(['compare', 'demo', str(demo_fp8), *small, '--max-kld', '1e-6']) == 10 # FP8 cannot keep that
+    assert cli.main(['compare', 'demo', 'no/such/model', *small]) == 1 and 'no/such/model' in capsys.readouterr().err
+
+@pytest.mark.parametrize('line, said', [
+    ('compare a b --max-ppl-ratio 0.5', '--max-ppl-ratio is 0.5'),
+    ('compare a b --max-ppl-ratio nan', '--max-ppl-ratio'),
+    ('compare a b --max-kld -1', '--max-kld is -1'), ('compare a b --min-top1 1.5', '--min-top1 is 1.5'),
+    ('compare a b --policy nosuch', '--policy'), ('compare a b --max-windows -1', '--max-windows'),
+    ('compare a b --context 1', '--context'), ('compare a b --device gpu', '--device'),
+    ('check x --trtllm abc', '--trtllm'),
+    ('check x --backend nosuch', '--backend'), ('check', 'dir'), ('nosuch', 'nosuch'), ('compare a', 'quant')])
+def test_wrong_usage_is_said_before_anything_loads(line, said, capsys):
+    assert cli.main(line.split()) == 2
+    err = capsys.readouterr().err
+    assert said in err and 'Traceback' not in err
+
+def test_a_context_that_the_model_does_not_take(capsys):
+    assert cli.main(['compare', 'demo', 'demo', '--context', '5000']) == 2 and '5000' in capsys.readouterr().err
+
+def test_long_names(capsys):
+    assert cli.main(['check', 'a' * 300]) == 1
+    assert 'Traceback' not in capsys.readouterr().err
+
+def command(args, shell): # with the module, so that no PATH is needed
+    line = f'"{sys.executable}" -m tqcook {args} {shell}'
+    return subprocess.run(['bash', '-c', line], capture_output=True, text=True)
+
+@pytest.mark.parametrize('args', ["run $'fp\\xff8'", "check $'\\xfe'", "run fp8 -p $'model=\\xff'", "$'\\xff'"])
+def test_arguments_that_are_not_utf8(args):
+    p = command(args, '')
+    assert p.returncode == 2 and 'Traceback' not in p.stderr and 'not UTF-8' in p.stderr
+
+def test_stdout_that_ends_early():
+    closed = command('list', '| head -1; echo ${PIPESTATUS[0]}')
+    assert closed.stdout.endswith('\n0\n') and closed.stderr == ''
+    if Path('/dev/full').exists():
+        full = command('list', '> /dev/full')
+        assert full.returncode == 1 and full.stderr == 'tqcook: No space left on device\n'
