@@ -205,6 +205,40 @@ def compressed(bits='float'):
     )
     return c
 
+def deepseek():
+    "FP8 in blocks as DeepSeek publishes it: config in config.json alone, weight_scale_inv in two dimensions."
+    c = good('fp8_block')
+    t = c['st'][ONE]
+    for k in [k for k in t if k.endswith('weight_scale')]:
+        d, x = t.pop(k)
+        t[k + '_inv'] = d, x[:, 0, :, 0]
+    del c['json']['hf_quant_config.json']
+    c['json']['config.json']['quantization_config'] = dict(
+        quant_method='fp8', activation_scheme='dynamic', weight_block_size=[128, 128], modules_to_not_convert=['lm_head'])
+    return c
+
+def packed(bits):
+    "compressed-tensors' small integers: unsigned, several to a word of 32 bits, the first lowest."
+    c, t = good('none'), {}
+    for k, (d, x) in c['st'][ONE].items():
+        m = k.removesuffix('.weight')
+        if m not in weights():
+            t[k] = d, x
+            continue
+        w = weights()[m]
+        groups = np.abs(w.reshape(len(w), -1, 128 if bits == 4 else w.shape[1])).max(-1) / (2**(bits - 1) - 1)
+        q = np.round(w / np.repeat(groups, w.shape[1] // groups.shape[1], 1)).astype(np.int64) + 2**(bits - 1)
+        words = sum(q[:, i::32 // bits] << bits * i for i in range(32 // bits)).astype(np.uint32).view(np.int32)
+        t |= {f'{m}.weight_packed': ('I32', words), f'{m}.weight_scale': bf16(groups),
+              f'{m}.weight_shape': ('I64', np.array(w.shape, np.int64))}
+    c['st'][ONE] = t
+    args = dict(num_bits=bits, type='int', symmetric=True, dynamic=False, **(
+        dict(strategy='group', group_size=128) if bits == 4 else dict(strategy='channel')))
+    c['json']['config.json']['quantization_config'] = dict(
+        quant_method='compressed-tensors', format='pack-quantized', quantization_status='compressed', ignore=['lm_head'],
+        config_groups=dict(group_0=dict(targets=['Linear'], weights=args, input_activations=None)))
+    return c
+
 def sharded():
     "FP8 in two shards with an index."
     c = good('fp8')

@@ -492,6 +492,9 @@ def dequantize(
     if not is_quantized(t):
         return c.array(f'{module}.weight').astype(np.float32)
     arrays = {k: c.array(f'{module}.{k}') for k in t if k.startswith('weight')}
+    if 'weight_packed' in t:
+        bits, storage = (8, 'int8_wo') if c.algo_of(module) == 'W8A16' else (4, 'int4_awq')
+        return formats.dequantize(storage, formats.unpack(arrays, bits))
     return formats.dequantize(formats.storage_of(t, module, c.algo_of(module)), arrays)
 
 # %% ../nbs/10_checkpoint.ipynb #dd01d8d7

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['E4M3_MAX', 'FORMATS', 'E2M1', 'TORCH_TYPES', 'NUMPY_TYPES', 'ITEMSIZE', 'STORAGES', 'Format', 'code_values', 'values',
            'round_to', 'plot_formats', 'quantize_e4m3', 'round_e4m3', 'fake_e4m3', 'fake_int', 'decode', 'Storage',
-           'storage_of', 'stored_bytes', 'round_up', 'dequantize', 'scales_of', 'quantize']
+           'storage_of', 'stored_bytes', 'round_up', 'dequantize', 'scales_of', 'quantize', 'unpack']
 
 # %% ../nbs/01_formats.ipynb #59824c61
 from dataclasses import dataclass
@@ -375,3 +375,16 @@ def quantize(
     if fmt == 'e2m1':
         q = q[:, ::2] | q[:, 1::2] << 4
     return dict(weight=q, **scales)
+
+# %% ../nbs/01_formats.ipynb #a2c0ffee
+def unpack(
+    t: dict, # leaf name -> array or tensor, with `weight_packed`: unsigned integers, several to a word, the first lowest
+    bits: int, # 8 or 4
+) -> dict: # the same with `weight`, as `dequantize` reads it
+    "The codes in compressed-tensors' 32-bit words."
+    xp = np if isinstance(t['weight_packed'], np.ndarray) else need('torch', 'quantize')
+    codes = t['weight_packed'].view(xp.uint8)
+    if bits == 8:
+        return t | dict(weight=(codes ^ 128).view(xp.int8))
+    columns = xp.stack([codes & 15, codes >> 4], -1).reshape(codes.shape[0], -1) ^ 8
+    return t | dict(weight=columns[::2] | columns[1::2] << 4)
