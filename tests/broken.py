@@ -214,7 +214,8 @@ def deepseek():
         t[k + '_inv'] = d, x[:, 0, :, 0]
     del c['json']['hf_quant_config.json']
     c['json']['config.json']['quantization_config'] = dict(
-        quant_method='fp8', activation_scheme='dynamic', weight_block_size=[128, 128], modules_to_not_convert=['lm_head'])
+        quant_method='fp8', activation_scheme='dynamic', weight_block_size=[128, 128],
+        modules_to_not_convert=['lm_head'])
     return c
 
 def packed(bits):
@@ -235,8 +236,8 @@ def packed(bits):
     args = dict(num_bits=bits, type='int', symmetric=True, dynamic=False, **(
         dict(strategy='group', group_size=128) if bits == 4 else dict(strategy='channel')))
     c['json']['config.json']['quantization_config'] = dict(
-        quant_method='compressed-tensors', format='pack-quantized', quantization_status='compressed', ignore=['lm_head'],
-        config_groups=dict(group_0=dict(targets=['Linear'], weights=args, input_activations=None)))
+        quant_method='compressed-tensors', format='pack-quantized', quantization_status='compressed',
+        ignore=['lm_head'], config_groups=dict(group_0=dict(targets=['Linear'], weights=args, input_activations=None)))
     return c
 
 def sharded():

@@ -1,7 +1,6 @@
 "checkpoint.check: good checkpoints give their expected findings and no other, each broken one its own."
 import contextlib
 import json
-import os
 import time
 
 import numpy as np
@@ -384,8 +383,9 @@ def test_engines_that_take_a_directory(tmp_path):
         ('packed int4', broken.packed(4), {}, 'vllm sglang'),
     ):
         found = check(broken.write(c, tmp_path/name), **kw)
-        assert [e for e, why in found.about['engines'].items() if not why] == takes.split(), (name, found.about['engines'])
-        assert all(why == '' or len(why) > 20 for why in found.about['engines'].values())
+        engines = found.about['engines']
+        assert [e for e, why in engines.items() if not why] == takes.split(), (name, engines)
+        assert all(why == '' or len(why) > 20 for why in engines.values())
 
 def test_compressed_tensors_of_every_kind_is_good(tmp_path):
     for i, (c, scheme) in enumerate((
@@ -400,7 +400,6 @@ def test_what_later_versions_read(tmp_path):
     "Each was an error or passed in silence, whatever the version."
     new = dict(trtllm='1.4.0rc1')
     flat = broken.good()
-    q = flat['json']['hf_quant_config.json']['quantization']
     flat['json']['hf_quant_config.json'] = dict(
         quant_method='modelopt', quant_algo='FP8', ignore=['lm_head', 'model.layers.0.mlp.down_proj'],
         kv_cache_scheme=dict(num_bits=8, type='float'), producer=dict(name='modelopt'))

@@ -274,9 +274,9 @@ def _gguf(path, kind='F32', **keys):
     w.add_bos_token_id(5)
     w.add_eos_token_id(5)
     rng, q = np.random.default_rng(0), gguf.GGMLQuantizationType[kind]
-    shapes = {'token_embd': (6, 64), 'output': (6, 64), 'output_norm': (64,), 'blk.0.attn_norm': (64,), 'blk.0.ffn_norm': (64,),
-              'blk.0.ffn_gate': (64, 64), 'blk.0.ffn_up': (64, 64), 'blk.0.ffn_down': (64, 64),
-              **{f'blk.0.attn_{n}': (64, 64) for n in ('q', 'k', 'v', 'output')}}
+    square = ('attn_q', 'attn_k', 'attn_v', 'attn_output', 'ffn_gate', 'ffn_up', 'ffn_down')
+    shapes = {'token_embd': (6, 64), 'output': (6, 64), 'output_norm': (64,), 'blk.0.attn_norm': (64,),
+              'blk.0.ffn_norm': (64,), **{f'blk.0.{n}': (64, 64) for n in square}}
     for name, shape in shapes.items():
         x = rng.standard_normal(shape).astype(np.float32)
         if len(shape) > 1 and kind != 'F32':
@@ -319,6 +319,7 @@ def test_a_quantization_that_cannot_be_read(tmp_path, monkeypatch):
 def test_smollm2_of_another_version_is_named(tmp_path, monkeypatch):
     import importlib.util
     from types import SimpleNamespace
+
     import huggingface_hub
     monkeypatch.setattr(huggingface_hub, 'try_to_load_from_cache', lambda *a: None)
     monkeypatch.setattr(importlib.util, 'find_spec', lambda name: None)
