@@ -1,0 +1,49 @@
+"The recipe compile: what it refuses at once, and the whole way."
+import json
+import sys
+
+import pytest
+
+pytest.importorskip('torch')
+pytest.importorskip('onnx')
+rtx = pytest.mark.skipif(not __import__('importlib').util.find_spec('tensorrt_rtx'), reason='needs the extra rtx')
+
+
+def _run(*args):
+    import subprocess
+    from pathlib import Path
+    return subprocess.run([sys.executable, '-m', 'tqcook', 'run', 'compile', *map(str, args)], capture_output=True,
+                          text=True, cwd=Path(__file__).parents[1])
+
+
+@pytest.mark.parametrize('value,says', [('sm90', 'Hopper'), ('sm100', 'data-center Blackwell'),
+                                        ('sm86', 'fp8 needs sm89'), ('sm42', 'no target')])
+def test_recipe_refuses_targets_at_once(value, says, tmp_path):
+    r = _run('-p', f'target={value}', '-o', tmp_path/'run')
+    assert (
+        r.returncode == 1
+        and says in r.stderr
+        and 'Traceback' not in r.stderr
+        and not (tmp_path/'run' / 'results.json').exists()
+    )
+
+
+@rtx
+def test_recipe_end_to_end(tmp_path):
+    r = _run('-p', 'calib_samples=4', '-p', 'repeats=2', '-o', tmp_path/'run')
+    assert r.returncode == 0, r.stderr[-2000:]
+    d = json.loads((tmp_path/'run'/'results.json').read_text())
+    v = {x['scheme']: x for x in d['variants']}
+    assert set(v) == {'none', 'fp8', 'int8_sq', 'int8_wo',
+                      'int8_wo (pairs)'} and all(s['status'] == 'ran' for s in d['stages'])
+    assert {k: set(x['engine']['stored']) for k,
+            x in v.items()} == {'none': {'float16'}, 'fp8': {'e4m3'}, 'int8_sq': {'int8'}, 'int8_wo': {'int8'},
+                                'int8_wo (pairs)': {'float16'}}
+    size = {k: x['engine']['engine_bytes'] for k, x in v.items()}
+    assert (
+        size['fp8'] < size['none']
+        and size['int8_wo'] < size['none']
+        and abs(size['int8_wo (pairs)'] / size['none'] - 1) < 0.02
+    )
+    assert all(len(x['engine']['seconds']['builds']) == 2
+               for x in v.values()) and v['none']['engine']['fixed_bytes'] > 0
