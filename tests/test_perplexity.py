@@ -464,3 +464,64 @@ def test_demo_fp8_sharpness_and_verdict(demo, code):
     worst = at.exclude(at.leave_out(.5))
     less = quantize.quantize(demo, data.calibration('code-train', demo.tokenizer, samples=16, length=256), exclude=worst, progress=False).loaded
     assert compare.compare(demo, less, few, **quiet).stats['kld_mean'].value < compare.compare(demo, q, few, **quiet).stats['kld_mean'].value
+
+
+# ---- what to do next, and what happens on the way
+
+
+class Report:
+    "An attribution by kind, as far as advice reads it."
+    groups = dict(down_proj=verdict.Interval(.03, .02, .04), q_proj=verdict.Interval(.005, .004, .006))
+    patterns = dict(down_proj='*.down_proj', q_proj='*.q_proj')
+
+
+def test_advice_starts_where_the_numbers_point(pair):
+    a, b = pair
+    c = random_corpus(16)
+    bad = compare.compare(a, disturbed(a, .2), c, **quiet)
+    assert bad.verdict == 'FAIL'
+    said = bad.what_now(calibration=['the range of down_proj settled only after 60 of 64 samples'], attribution=Report)
+    assert said[0].startswith('Start with the calibration: the range of down_proj')
+    assert "exclude = ['*.down_proj']" in said[1] and '86%' in said[1]
+    assert not any('fp8_rowwise' in x or 'Serve' in x for x in said)                            # nothing that was not tried
+    better = compare.compare(a, b, c, **quiet)
+    assert any(x.startswith('int8_token does better') for x in bad.what_now(tried=dict(int8_token=better)))
+    assert 'fp8_rowwise were tried and are no better.' in bad.what_now(tried=dict(fp8_rowwise=bad))
+    good = compare.compare(a, b, c, max_ppl_ratio=9., max_kld=9., min_top1=0., **quiet)
+    assert good.what_now(calibration=['late'], attribution=Report) == []
+
+
+def test_a_token_beyond_the_embedding_table(pair):
+    a, b = pair
+    c = random_corpus(2, 16)
+    c.windows[1][3] = 4096
+    with pytest.raises(CookError, match='token 4096, and the scored model .* embeds only 4096'): perplexity.score(a, c, **quiet)
+    with pytest.raises(CookError, match='token 4096, and the base model'): compare.compare(a, b, c, **quiet)
+
+
+def test_short_memory_halves_the_batches(pair):
+    "Statistics and noise floor are those of a run that had enough."
+    a, b = pair
+    class Tight:
+        def __init__(self, lm): self.lm = lm
+        def __getattr__(self, k): return getattr(self.lm, k)
+        def head(self, h): return self.lm.head(h)
+        def hidden(self, ids):
+            if len(ids) > 2: raise RuntimeError('out of memory')
+            return self.lm.hidden(ids)
+    c = random_corpus(9)
+    whole = compare.compare(a, b, c, batch_size=2, **quiet)
+    with pytest.warns(UserWarning, match='out of memory'):
+        tight = compare.compare(Tight(perplexity.as_logits(a)), Tight(perplexity.as_logits(b)), c, batch_size=8, **quiet)
+    assert np.abs(tight.tokens['kld'] - whole.tokens['kld']).max() < 1e-6
+    assert tight.floor['tokens'] == whole.floor['tokens'] and len(tight.tokens['window']) == c.n_scored
+
+
+def test_sums_over_a_large_vocabulary_are_float64():
+    "float32 log-softmax over 49,152 tokens is biased in the sixth digit; a perplexity is a mean of many."
+    z = torch.randn(64, 49152, generator=torch.Generator().manual_seed(0)) * 3
+    y = torch.arange(64)
+    exact = -perplexity.at(z.double().log_softmax(-1), y)
+    assert (perplexity.score_one(z, y)['nll'] - exact).abs().max() < 2e-7
+    odd = z[:, :49151].contiguous()
+    assert (perplexity.log_norm(odd)[0] - odd.double().logsumexp(-1)).abs().max() < 2e-7

@@ -59,17 +59,19 @@ def _bf16_units():
 # %% ../nbs/22_perplexity.ipynb #92da3111
 _seen = weakref.WeakKeyDictionary()  # model -> its rule, as the probe found it
 
-# %% ../nbs/22_perplexity.ipynb #17d59ad6
+# %% ../nbs/22_perplexity.ipynb #356731ed
 class HFLogits:
     "The logits protocol over a Hugging Face causal LM."
     def __init__(self,
                  loaded,  # `models.Loaded`
                 ):
-        self.model, self.name, self.kind, self.weights = loaded.model, loaded.name, loaded.kind, loaded.weights
-        self.vocab_size, self.context, self.tokenizer_sha = loaded.vocab_size, loaded.context, loaded.tokenizer_sha
-        self.nbytes, self.info = loaded.nbytes, loaded.to_dict()
-        self.lm_head, self.device = loaded.model.get_output_embeddings(), next(loaded.model.parameters()).device
-        self._w32 = None
+        self.model = loaded.model
+        for k in 'name kind weights vocab_size context tokenizer_sha nbytes'.split():
+            setattr(self, k, getattr(loaded, k))
+        self.info = loaded.to_dict()
+        self.lm_head = loaded.model.get_output_embeddings()
+        self.device = next(loaded.model.parameters()).device
+        self._w32 = None  # the head's weight in float32, made when it is wanted
         if loaded.model not in _seen:
             _seen[loaded.model] = self._probe(loaded.config)
         self.rule = _seen[loaded.model]
@@ -97,6 +99,7 @@ class HFLogits:
         return 'whole', None
 
     def _body(self, ids):
+        "The model without its head."
         return self.model.base_model(input_ids=ids, use_cache=False).last_hidden_state
 
     def hidden(self,
@@ -115,8 +118,10 @@ class HFLogits:
         return self.rule[1](self._project(h)[..., :self.vocab_size])  # engines may pad the vocabulary
 
     def _project(self, h):
+        "The head's product."
         import torch
-        m, w = self.lm_head, getattr(self.lm_head, 'weight', None)
+        m = self.lm_head
+        w = getattr(m, 'weight', None)
         quantizers = [q for q in m.modules() if hasattr(q, 'is_enabled')]
         if (type(m) is not torch.nn.Linear and not quantizers) or any(q.is_enabled for q in quantizers):
             return m(h).float()  # a quantized head keeps its own arithmetic
@@ -137,9 +142,9 @@ class HFLogits:
             raise CookError(f"{self.name}'s logits cannot be split into hidden states and head, so the two models "
                             'must fit in memory together')
         own = lambda p: None if p is None else torch.nn.Parameter(p.detach(), requires_grad=False)
-        model, self.lm_head = self.model, copy.copy(self.lm_head)
+        model, self.model = self.model, None
+        self.lm_head = copy.copy(self.lm_head)
         self.lm_head._parameters = {k: own(p) for k, p in self.lm_head._parameters.items()}
-        self.model = None
         return model
 
 # %% ../nbs/22_perplexity.ipynb #e71eb5d6
@@ -154,7 +159,7 @@ def is_loader(obj) -> bool:
     "A function that loads a model when it is called, not a model."
     return callable(obj) and not hasattr(obj, 'hidden')
 
-# %% ../nbs/22_perplexity.ipynb #8624197a
+# %% ../nbs/22_perplexity.ipynb #19bdfd1b
 def check_corpus(source, corpus, role='scored'):
     "Refuse a corpus that this model cannot read."
     if not len(corpus):
@@ -166,7 +171,8 @@ def check_corpus(source, corpus, role='scored'):
     if corpus.tokenizer and source.tokenizer_sha and corpus.tokenizer != source.tokenizer_sha:
         raise CookError(f'the windows were cut with another tokenizer than that of the {role} model {source.name}: '
                         'build the corpus with its tokenizer')
-    low, high = min(int(w.min()) for w in corpus.windows), max(int(w.max()) for w in corpus.windows)
+    low = min(int(w.min()) for w in corpus.windows)
+    high = max(int(w.max()) for w in corpus.windows)
     if low < 0 or high >= source.vocab_size:
         raise CookError(f'the text holds the token {high if low >= 0 else low}, and the {role} model {source.name} '
                         f'embeds only {source.vocab_size} tokens: tokenizer and model do not belong together')
@@ -184,7 +190,7 @@ def evenly(n, k):  # sorted indices
     "k of n indices, spread evenly."
     return np.unique(np.linspace(0, n - 1, min(n, k)).round().astype(int))
 
-# %% ../nbs/22_perplexity.ipynb #94d7c65a
+# %% ../nbs/22_perplexity.ipynb #fd9a827d
 class Batch:
     "Windows of equal length that go through a model together."
     def __init__(self,
@@ -195,8 +201,11 @@ class Batch:
         w = np.stack([corpus.windows[i] for i in index])
         keep = np.stack([corpus.scored[i] for i in index])[:, 1:]
         row, position = np.nonzero(keep)
-        self.index, self.window, self.position = list(index), np.asarray(index)[row], position + 1
-        self.ids, self.keep = torch.as_tensor(w[:, :-1]), torch.as_tensor(keep)
+        self.index = list(index)
+        self.window = np.asarray(index)[row]  # of each position that counts
+        self.position = position + 1
+        self.ids = torch.as_tensor(w[:, :-1])  # fed
+        self.keep = torch.as_tensor(keep)
         self.target = torch.as_tensor(w[:, 1:][keep])  # true token at each position that counts
 
     def hidden(self, source):  # [positions, width]
@@ -218,17 +227,20 @@ class Batch:
             parts.append(f(*(x.to(device) for x in z), self.target[i:i + chunk].to(device)))
         return {k: torch.cat([p[k] for p in parts]) for k in parts[0]}
 
-# %% ../nbs/22_perplexity.ipynb #e70bf054
+# %% ../nbs/22_perplexity.ipynb #143a318a
 class Columns:
     "Per-token results, gathered on the device batch by batch and brought home once, in the order of the corpus."
     def __init__(self, doc):
-        self.doc, self.batches, self.parts = np.asarray(doc), [], []
+        self.doc = np.asarray(doc)  # document of each window
+        self.batches, self.parts = [], []
 
     def add(self, batch, columns):
+        "Keep what `Batch.reduce` found."
         self.batches.append(batch)
         self.parts.append(columns)
 
     def arrays(self) -> dict:
+        "All columns in the order of the corpus, with window, position and document of each token."
         import torch
         window, position = (np.concatenate([getattr(b, k) for b in self.batches]) for k in ('window', 'position'))
         order = np.lexsort((position, window))
@@ -297,7 +309,7 @@ def conditions(info) -> dict:
     "What a perplexity is worth nothing without."
     return {k: info[k] for k in ('policy', 'context', 'stride', 'bos', 'windows', 'scored', 'source', 'sha256')}
 
-# %% ../nbs/22_perplexity.ipynb #e69b54b4
+# %% ../nbs/22_perplexity.ipynb #b6c71987
 @dataclass(repr=False)
 class Scores(Result):
     "One model on one corpus: per-token arrays and what follows from them."
@@ -308,7 +320,8 @@ class Scores(Result):
     derived = ('ppl', 'bits_per_byte', 'nonfinite')
 
     @property
-    def nonfinite(self):
+    def nonfinite(self) -> float:
+        "Share of tokens with a logit that is not finite."
         return 1 - float(self.tokens['finite'].mean())
 
     @cached_property
@@ -321,7 +334,8 @@ class Scores(Result):
         return stats.mean(self.tokens['nll'][ok], blocks).map(math.exp)
 
     @property
-    def bits_per_byte(self):
+    def bits_per_byte(self) -> float:
+        "The same over UTF-8 bytes: the only form in which models with different vocabularies compare."
         return math.log2(self.ppl.value) * len(self.tokens['nll']) / max(self.corpus['bytes'], 1)
 
     def to_dict(self):
@@ -334,7 +348,7 @@ class Scores(Result):
                 ['tokens a second', f'{n / self.seconds:.0f}']]
         return md_table(rows, [self.model, 'value [95 %]'])
 
-# %% ../nbs/22_perplexity.ipynb #558ef867
+# %% ../nbs/22_perplexity.ipynb #fd974758
 def score(loaded,         # `models.Loaded`, or anything that speaks the logits protocol
           corpus,         # `data.Corpus`
           batch_size=0,   # windows at once; 0 finds it
@@ -342,10 +356,12 @@ def score(loaded,         # `models.Loaded`, or anything that speaks the logits 
           progress=True,  # text bar on stderr
          ) -> Scores:
     "Score every counted token of `corpus`."
-    a, start, columns = as_logits(loaded), time.perf_counter(), Columns(corpus.doc)
+    start = time.perf_counter()
+    a, columns = as_logits(loaded), Columns(corpus.doc)
     check_corpus(a, corpus)
     batch_size, chunk = batch_sizes(a, corpus, batch_size, chunk)
     def run(batch):
-        columns.add(batch, batch.reduce(score_one, chunk, (a, batch.hidden(a))))
+        found = batch.reduce(score_one, chunk, (a, batch.hidden(a)))
+        columns.add(batch, found)
     feed(corpus, batch_size, run, progress=progress)
     return Scores(a.name, corpus.info(), columns.arrays(), time.perf_counter() - start)

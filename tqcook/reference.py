@@ -27,13 +27,6 @@ def round_again(x,    # a tensor
         return (x.view(torch.int16) + r * (x != 0)).view(torch.bfloat16)
     return (x.float().view(torch.int32) + (r * (x != 0)).int() * 2**16).view(torch.float32).to(x.dtype)
 
-# %% ../nbs/26_reference.ipynb #176d9d3f
-def decoder_layers(model):
-    "The list of decoder layers: the longest ModuleList; empty when the model shows none."
-    import torch
-    lists = [m for m in model.modules() if isinstance(m, torch.nn.ModuleList)] if hasattr(model, 'modules') else []
-    return max(lists, key=len) if lists else []
-
 # %% ../nbs/26_reference.ipynb #c82b136d
 def _rounding(seed):
     "A forward hook that rounds a layer's output once more."
@@ -49,6 +42,13 @@ def _rounding(seed):
 
 # %% ../nbs/26_reference.ipynb #50439083
 NOISES = ('rounding', 'attention', 'none')
+
+# %% ../nbs/26_reference.ipynb #176d9d3f
+def decoder_layers(model):
+    "The list of decoder layers: the longest ModuleList; empty when the model shows none."
+    import torch
+    lists = [m for m in model.modules() if isinstance(m, torch.nn.ModuleList)] if hasattr(model, 'modules') else []
+    return max(lists, key=len) if lists else []
 
 # %% ../nbs/26_reference.ipynb #c85aba77
 @contextlib.contextmanager

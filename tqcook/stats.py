@@ -14,7 +14,7 @@ import numpy as np
 
 from .core import CookError
 
-# %% ../nbs/20_stats.ipynb #c942961d
+# %% ../nbs/20_stats.ipynb #1dbe7a0a
 @dataclass(frozen=True)
 class Interval:
     "An estimate with its confidence interval; limits are `nan` when the data cannot give one."
@@ -29,10 +29,12 @@ class Interval:
 
     @property
     def known(self) -> bool:
+        "Both limits could be found (`inf` counts)."
         return not (math.isnan(self.lo) or math.isnan(self.hi))
 
     @property
     def width(self) -> float:
+        "From limit to limit."
         return self.hi - self.lo
 
     @property
@@ -42,6 +44,7 @@ class Interval:
 
     @property
     def ci(self) -> list:
+        "The limits for JSON; None where there is none."
         return [None if not math.isfinite(v) else v for v in (self.lo, self.hi)]
 
     def as_items(self, name) -> dict:
@@ -80,7 +83,7 @@ def t_quantile(p,   # probability
     from scipy.special import ndtri, stdtrit
     return float(ndtri(p)) if math.isinf(df) else float(stdtrit(df, p))
 
-# %% ../nbs/20_stats.ipynb #42efe8a1
+# %% ../nbs/20_stats.ipynb #efc11b36
 class Blocks:
     "The block (a window) of every token, and the document of every block."
     def __init__(self,
@@ -97,6 +100,7 @@ class Blocks:
 
     @property
     def documents(self) -> int:
+        "Different documents; as many as blocks where none were given."
         return int(self.group.max(initial=-1)) + 1
 
     @property
@@ -109,12 +113,13 @@ class Blocks:
         return np.bincount(self.index, weights=np.asarray(x, float), minlength=len(self))
 
     def means(self, x):
+        "Means over the tokens of each block."
         return self.sums(x) / self.n
 
     def __repr__(self):
         return f'{len(self)} blocks, {int(self.n.sum())} tokens'
 
-# %% ../nbs/20_stats.ipynb #5508025f
+# %% ../nbs/20_stats.ipynb #178e8866
 def simulate(windows,     # number of blocks
              tokens=128,  # tokens in each
              between=.05, # share of the variance common to all tokens of one window
@@ -124,7 +129,8 @@ def simulate(windows,     # number of blocks
             ):
     "Correlated per-token values `[windows, tokens]` whose true mean is known."
     rng = rng or np.random.default_rng(0)
-    e, z = rng.standard_normal((windows, tokens)), np.empty((windows, tokens))
+    e = rng.standard_normal((windows, tokens))
+    z = np.empty((windows, tokens))
     z[:, 0] = e[:, 0]
     for t in range(1, tokens):
         z[:, t] = phi * z[:, t-1] + math.sqrt(1 - phi**2) * e[:, t]
@@ -144,8 +150,9 @@ class _Spread:
     n: float          # effective blocks
     skewness: float   # of the mean's own distribution
 
-# %% ../nbs/20_stats.ipynb #a67b9aad
+# %% ../nbs/20_stats.ipynb #4e3a869f
 def _effective(sizes):
+    "How many pieces of equal size these are worth."
     return float(sizes.sum()**2 / (sizes**2).sum())
 
 # %% ../nbs/20_stats.ipynb #b51f9a5e
@@ -187,10 +194,11 @@ def _between(y, v):
         lo, hi = (mid, hi) if excess(mid) > 0 else (lo, mid)
     return hi
 
-# %% ../nbs/20_stats.ipynb #366f416e
+# %% ../nbs/20_stats.ipynb #79611923
 def _nested(means, blocks, mean):
     "The spread where windows lie in documents."
-    size, group, count, docs = blocks.n.sum(), blocks.group, len(blocks), blocks.documents
+    size, group = blocks.n.sum(), blocks.group
+    count, docs = len(blocks), blocks.documents
     sizes = np.bincount(group, weights=blocks.n)
     y = np.bincount(group, weights=blocks.n * means) / sizes
     within = (blocks.n * (means - y[group])**2).sum() / (count - docs)  # of one token
@@ -198,7 +206,8 @@ def _nested(means, blocks, mean):
         return replace(_spread(y[group][blocks.index], Blocks(group[blocks.index])), mean=mean)
     v, share = within / sizes, ((sizes / size)**2).sum()
     between = _between(y, v)
-    a, b = within / size, between * share  # the variance of the mean: from windows, from documents
+    a = within / size  # the variance of the mean: from windows
+    b = between * share  # and from documents
     # a variance that was cut off at zero is half as uncertain
     doubt = share**2 * 2 * (docs - 1) / (1 / (between + v)).sum()**2 / (1 if between else 4)
     df = 2 * (a + b)**2 / (2 * a**2 / (count - docs) + doubt)
@@ -210,18 +219,21 @@ def _nested(means, blocks, mean):
         skewness = _third(y - y.mean(), sizes / size, se)
     return _Spread(mean, se, max(df, 2.), n, skewness)
 
-# %% ../nbs/20_stats.ipynb #a2c5a1f2
+# %% ../nbs/20_stats.ipynb #c7937bac
 def _limits(s, level, skewed=False, least=-math.inf):
     "The interval of a mean with spread `s`."
     if not s.se >= 0:
         return Interval(s.mean, math.nan, math.nan, math.nan, s.n, 'one block: no interval', level)
-    t, far = (t_quantile(.5 + level / 2, df) for df in (s.df, s.df / 3 if skewed else s.df))
-    lo, hi, method = s.mean - t * s.se, s.mean + far * s.se, 'block t'
+    t = t_quantile(.5 + level / 2, s.df)
+    far = t_quantile(.5 + level / 2, s.df / 3 if skewed else s.df)
+    lo, hi = s.mean - t * s.se, s.mean + far * s.se
+    method = 'block t'
     g = s.skewness * (1 + 8 / s.n)
     if skewed and abs(g) > 1e-6:
         # inverse of u + g u^2/3 + g^2 u^3/27 + g/6 = y
         u = lambda y: 3 / g * float(np.cbrt(1 + g * (y - g / 6)) - 1)
-        lo, hi, method = s.mean - s.se * u(t), s.mean - s.se * u(-far), "block t, Hall's skewness correction"
+        lo, hi = s.mean - s.se * u(t), s.mean - s.se * u(-far)
+        method = "block t, Hall's skewness correction"
     return Interval(s.mean, max(lo, least), max(hi, least), s.se, s.n, method, level, s.df)
 
 # %% ../nbs/20_stats.ipynb #f4c1c8a2
@@ -311,7 +323,7 @@ def _scales(df, k=32):
         return np.ones(1)
     return np.sqrt(chdtri(df, 1 - (np.arange(k) + .5) / k) / df)
 
-# %% ../nbs/20_stats.ipynb #b9063d5c
+# %% ../nbs/20_stats.ipynb #05915b5e
 def chance(change,       # true change, in standard deviations of a block as the pilot estimates them
            blocks,       # blocks that will be scored
            pilot,        # blocks that the estimate rests on; `math.inf` when the spread is known
@@ -323,7 +335,8 @@ def chance(change,       # true change, in standard deviations of a block as the
         return 0.
     t = t_quantile(.5 + level / 2, blocks - 1)
     shift = change * math.sqrt(blocks) * _scales(pilot - 1)[:, None]
-    return float(ndtr(shift - t * _scales(blocks - 1)).mean())
+    bar = t * _scales(blocks - 1)
+    return float(ndtr(shift - bar).mean())
 
 # %% ../nbs/20_stats.ipynb #f5799d58
 def min_detectable(se,         # standard error of the paired mean
@@ -369,7 +382,7 @@ def blocks_needed(se,         # standard error at `blocks`
         return 2
     return _fewest(lambda n: chance(change / se / math.sqrt(blocks), n, blocks, level) >= power)
 
-# %% ../nbs/20_stats.ipynb #cefae67a
+# %% ../nbs/20_stats.ipynb #b079a2e3
 def blocks_to_part(gap,        # distance of an estimate from a limit
                    se,         # its standard error
                    blocks,     # number of blocks it rests on
@@ -383,8 +396,10 @@ def blocks_to_part(gap,        # distance of an estimate from a limit
     w = 1 / _scales(blocks - 1)[:, None]  # true / estimated standard deviation
     def enough(n):
         a = w * math.sqrt(1 + blocks / n)
-        far = t_quantile(.5 + level / 2, n - 1) * w * _scales(n - 1) * math.sqrt(blocks / n)
-        return (ndtr((gap / se - far) / a) + ndtr((-gap / se - far) / a)).mean() >= power
+        t = t_quantile(.5 + level / 2, n - 1)
+        far = t * w * _scales(n - 1) * math.sqrt(blocks / n)
+        above, below = (gap / se - far) / a, (-gap / se - far) / a
+        return (ndtr(above) + ndtr(below)).mean() >= power
     return _fewest(enough)
 
 # %% ../nbs/20_stats.ipynb #050ee24d
