@@ -283,3 +283,14 @@ def test_bench_command():
     assert all(p['tokens_per_second'] > 0 for p in points)
     assert "no scheme 'nope'" in sentence(bench.measure, 'demo', ['nope'], device='cpu')
     assert 'cannot be measured' in sentence(bench.measure, 'demo', ['bf16'], [0], device='cpu')
+
+
+@pytest.mark.slow
+def test_speed_recipe(tmp_path):
+    cmd = [sys.executable, '-m', 'tqcook', 'run', 'speed', '-o', str(tmp_path/'speed'), '-p', 'schemes=["bf16", "int8_wo"]', '-p', 'batches=[1]']
+    env = dict(os.environ, PYTHONPATH=str(ROOT), TQCOOK_RECIPES=str(ROOT/'recipes'))
+    r = subprocess.run(cmd, env=env, capture_output=True, text=True, timeout=300)
+    assert r.returncode == 0, r.stderr[-2000:]
+    speed = json.loads((tmp_path/'speed/results.json').read_text())['runtime']['speed']
+    assert {t['scheme'] for t in speed['ladder']} == {'bf16', 'fp8'} and len(speed['points']) == 4 and speed['peers']
+    assert list((tmp_path/'speed/figures').iterdir())

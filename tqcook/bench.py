@@ -15,7 +15,7 @@ import tempfile
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from .core import CookError, fmt_bytes, fmt_seconds, md_table, version, write_json
+from .core import CookError, fmt_bytes, md_table, version, write_json
 from .device import detect
 from . import decoder, fused, models, runtime, step
 from .checkpoint import Checkpoint
@@ -111,14 +111,14 @@ def copy_bandwidth(
     device, # torch device name
     nbytes: int = 0, # 0: 4 GiB on a GPU, 256 MiB on a CPU
     repeats: int = 5,
-) -> float: # bytes read and written a second, median
+) -> float: # bytes read and written a second, the fastest of the repeats: a floor is what is possible
     "Measured bandwidth of a large copy."
     import torch
     cuda = str(device).startswith('cuda')
     n = nbytes or (4 << 30 if cuda else 256 << 20)
     a = torch.empty(n, dtype=torch.uint8, device=device).fill_(1)
     b = torch.empty_like(a)
-    return 2 * n / seconds(lambda: b.copy_(a), cuda, repeats)
+    return 2 * n / min(seconds(lambda: b.copy_(a), cuda, 1, 1) for _ in range(repeats))
 
 # %% ../nbs/63_bench.ipynb #0e4b8ffa
 def seconds(run, cuda, repeats=5, warm=2): # median
@@ -383,7 +383,7 @@ class Bench:
     def _row(self, t):
         b = self.base(t)
         share = f'{t.share:.0%} of the floor' if t.share else f'{t.flops / 1e12:,.0f} TFLOP/s' if t.flops else ''
-        return [t.what, t.scheme, t.kv, t.batch, t.tokens, fmt_seconds(t.seconds), f'{t.rate:,.0f}', share,
+        return [t.what, t.scheme, t.kv, t.batch, t.tokens, f'{t.seconds * 1e3:.4g} ms', f'{t.rate:,.0f}', share,
                 f'{b.seconds / t.seconds:.2f}x' if b and b is not t else '']
     def _repr_markdown_(self):
         head = ['', 'scheme', 'KV cache', 'batch', 'tokens', 'time', 'tokens/s', 'reached', 'against BF16']
@@ -419,7 +419,7 @@ def conditions(d=None) -> str:
 
 # %% ../nbs/63_bench.ipynb #c1e10d63
 def open_model(
-    model: str, # 'demo', a directory (plain or quantized), or 'shape:NAME'
+    model: str, # 'demo', a directory (plain or quantized), a hub id, or 'shape:NAME'
     scheme: str = 'bf16', # 'bf16' or a scheme of `Synthetic`
     kv: str = 'none',
     device: str = 'auto',
@@ -427,7 +427,7 @@ def open_model(
     "A decoder to measure: the file's own format from the file, any other with random weights of that shape."
     dev, s = detect(device), None if scheme == 'bf16' else scheme
     if str(model).startswith('shape:'): return synthetic(str(model)[6:], s, kv, dev)
-    path = models.demo_path() if model == 'demo' else Path(model).expanduser()
+    path = models.locate(model)
     d = Checkpoint.open(path)
     if (d.scheme, d.kv) == (s, kv): return decoder.load(path, dev)
     return synthetic({k: v for k, v in d.config.items() if k != 'quantization_config'}, s, kv, dev)
@@ -464,7 +464,7 @@ def measure(
 def peer_of(model, dev, context): # Timing
     "`generate` of transformers on a model, in BF16."
     if str(model).startswith('shape:') or model == 'demo': return peer(models.load(model, dev), 1, context, tokens=(2, 18))
-    c = Checkpoint.open(Path(model).expanduser()).config
+    c = Checkpoint.open(models.locate(model)).config
     return peer(plain_model({k: v for k, v in c.items() if k != 'quantization_config'}, dev), 1, context, tokens=(2, 18))
 
 # %% ../nbs/63_bench.ipynb #4c2a0067
