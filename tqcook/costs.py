@@ -21,8 +21,10 @@ def linear_bytes(
 ) -> float:
     "Bytes of the linears, scales included."
     storage = None if scheme == 'none' else get(scheme).storage
-    size = lambda m: stored_bytes(storage, m.out, m.inputs) if storage else 2 * m.out * m.inputs
-    return sum(m.copies * size(m) for m in shape.matrices if m.kind in kinds)
+    mine = [m for m in shape.matrices if m.kind in kinds]
+    if storage is None:
+        return sum(2 * m.copies * m.out * m.inputs for m in mine)
+    return sum(m.copies * stored_bytes(storage, m.out, m.inputs) for m in mine)
 
 # %% ../nbs/05_costs.ipynb #de12da67
 def cache_bytes(
@@ -75,14 +77,17 @@ def work_of(
     ops, moved = {}, {}
     for kind in ('attention', 'mlp', 'experts'):
         mine = [m for m in shape.matrices if m.kind == kind]
-        share = 1 - (1 - mine[0].used / mine[0].copies)**tokens if kind == 'experts' and mine else 1
-        if mine:
-            ops[kind] = 2 * tokens * sum(m.used * m.out * m.inputs for m in mine)
-            acts = 2 * tokens * sum(m.used * (m.out + m.inputs) for m in mine)
-            moved[kind] = share * linear_bytes(shape, scheme, (kind,)) + acts
+        if not mine:
+            continue
+        missed = (1 - mine[0].used / mine[0].copies)**tokens # share of the experts that no token was sent to
+        ops[kind] = 2 * tokens * sum(m.used * m.out * m.inputs for m in mine)
+        acts = 2 * tokens * sum(m.used * (m.out + m.inputs) for m in mine)
+        moved[kind] = (1 - missed) * linear_bytes(shape, scheme, (kind,)) + acts
     per_pair = shape.pair if phase == 'prefill' else shape.pair_decode
     ops['cache'] = batch * _pairs(shape, phase, context) * per_pair
     moved['cache'] = batch * cache_bytes(shape, context, kv) # written by the prompt, read by a decode step
+    wide = sum(m.used * m.out for m in shape.matrices if m.kind != 'attention')
+    moved['elementwise'] = 2 * tokens * (10 * shape.hidden * shape.layers + wide) # norms, residuals, the gate
     ops['head'] = 2 * batch * shape.vocab * shape.hidden # the last token of each request
     moved['head'] = 2 * shape.vocab * shape.hidden + 4 * batch * shape.vocab
     return Work(phase, batch, context, ops, moved)

@@ -1,0 +1,87 @@
+"Advice for every GPU, scheme, goal and version: nothing that cannot run, and an answer to what people ask for."
+import sys
+from subprocess import run
+
+import pytest
+
+from tqcook.advice import GOALS, MEASURED_KL, advise, risk_of
+from tqcook.core import CookError
+from tqcook.device import DEVICES, Device
+from tqcook.schemes import SCHEMES, trtllm_support
+
+
+@pytest.mark.parametrize('gpu', DEVICES)
+def test_no_advice_that_the_support_matrix_forbids(gpu):
+    for version in '1.2.1', '1.3.0rc21', '1.4.0rc1':
+        for goal in GOALS:
+            a = advise(gpu, 'shape:llama-3.1-8b', batch=4, context=1024, goal=goal, trtllm=version)
+            assert [o.scheme for o in a.options if o.scheme == a.chosen] == [a.chosen] and a.reasons
+            assert {o.scheme for o in a.options} == {'none', *SCHEMES}
+            for o in a.options:
+                if o.scheme != 'none' and o.backend:
+                    assert trtllm_support(o.scheme, version, o.backend, DEVICES[gpu].sm).runs, o
+                assert o.why and (o.gpus is None) == (o.gain is None)
+            best = next(o for o in a.options if o.scheme == a.chosen)
+            assert best.runs and best.fits and best.tokens_per_second > 0
+            assert 'tokens' in a._repr_markdown_() and a.to_dict()['chosen'] == a.chosen
+
+
+def named(gpu, **kw):
+    a = advise(gpu, 'shape:llama-3.1-8b', **kw)
+    return a, ' '.join(a.reasons)
+
+
+def test_what_people_ask_for():
+    a, said = named('a100', batch=16)
+    assert a.chosen in ('int8_token', 'int8_sq', 'int4_awq') and 'Not fp8' in said and 'sm80' in said # no FP8 on Ampere
+    a, said = named('h200', batch=64)
+    assert a.chosen == 'fp8' and 'Not nvfp4' in said # INT8 on Hopper: FP8
+    a, said = named('h200', batch=64, trtllm='1.4.0rc1')
+    assert a.chosen == 'fp8' and 'Not int8_token' in said and 'no INT8 SmoothQuant' in said
+    a, _ = named('b200', batch=16)
+    assert a.chosen == 'nvfp4'
+    a, said = named('a100')
+    assert a.goal == 'latency' and 'saves memory, not arithmetic' in said
+
+
+def test_goals():
+    quality, _ = named('h200', batch=64, goal='quality')
+    able = [o.scheme for o in quality.options if o.runs and o.fits and o.scheme != 'none']
+    known = {n: MEASURED_KL.get(n, 1.) for n in able}
+    assert quality.chosen == min(known, key=known.get) == 'int8_wo'
+    room, _ = named('l4', context=8192, goal='context')
+    assert room.chosen == 'int4_awq'
+    fast, said = named('h200', batch=64)
+    assert 'With less risk: int8_wo' in said and fast.goal == 'throughput'
+
+
+def test_models_that_need_several_gpus():
+    big = dict(model_type='llama', hidden_size=8192, intermediate_size=28672, num_hidden_layers=80,
+               num_attention_heads=64, num_key_value_heads=8, vocab_size=128256)
+    a = advise('h100', big, batch=16, context=8192)
+    gpus = {o.scheme: o.gpus for o in a.options if o.fits}
+    assert gpus['none'] > gpus['fp8'] >= gpus['int4_awq']
+    with pytest.raises(CookError, match='nothing runs and fits'):
+        advise('t4', big, batch=4096, context=100_000)
+
+
+@pytest.mark.parametrize('kw', [dict(device='h10'), dict(device='sm90'), dict(model='shape:lama'), dict(batch=-1),
+                                dict(batch=0), dict(context=0), dict(goal='speed'), dict(trtllm='new'),
+                                dict(kv='int4'), dict(model={}), dict(device=Device('a CPU', 'cpu'))])
+def test_what_cannot_be_advised(kw):
+    with pytest.raises(CookError):
+        advise(**dict(device='h100', model='shape:llama-3.1-8b') | kw)
+
+
+def test_risk_is_what_was_measured():
+    assert risk_of('int8_token') == 'KL 0.011 on SmolLM2-135M' and risk_of('int4_awq') == 'not measured'
+    assert set(MEASURED_KL) <= {'none', *SCHEMES}
+
+
+def test_needs_no_torch():
+    code = '''import sys
+sys.modules.update(dict.fromkeys(('torch', 'transformers', 'modelopt')))
+from tqcook.advice import advise
+print(advise('b200', 'shape:llama-3.1-8b', batch=64, context=4096).chosen)'''
+    out = run([sys.executable, '-c', code], capture_output=True, text=True)
+    assert out.stdout.strip() == 'nvfp4', out.stderr
