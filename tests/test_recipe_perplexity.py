@@ -81,6 +81,20 @@ def test_recipe_results(gate):
     assert 'data:image/png;base64' in (out/'report.html').read_text()
 
 
+def test_documents_of_unequal_size_are_counted(tmp_path):
+    "One huge document among small ones: the run says how many independent pieces that is worth."
+    from tqcook import texts
+    docs = sorted(texts.code_documents(), key=len)
+    rows = [docs[-1]] + [d[:1500] for d in docs[:-1]]
+    (tmp_path/'unequal.jsonl').write_text('\n'.join(json.dumps(dict(text=d)) for d in rows))
+    args = 'text=unequal.jsonl context=128 max_windows=40 attribution_windows=0 new_tokens=4 on_fail=report'.split()
+    r = cook('run', 'perplexity', *(x for a in args for x in ('-p', a)), '-o', 'out', cwd=tmp_path)
+    assert r.returncode == 0, r.stderr[-3000:]
+    q = json.loads((tmp_path/'out'/'results.json').read_text())['quality']
+    assert q['blocks'] == 40 and 3 < q['documents'] <= len(rows) and 1 < q['effective_blocks'] <= 40
+    assert f"{q['effective_blocks']:.1f}" in r.stdout and 'effective blocks' in r.stdout
+
+
 def test_recipe_stops_on_fail(tmp_path):
     args = (
         '-p',

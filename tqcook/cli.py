@@ -141,12 +141,12 @@ _BUDGET = 'max_ppl_ratio', 'max_kld', 'min_top1'
 # %% ../nbs/84_cli.ipynb #b72cdc6b
 def _cmd_compare(a) -> int:
     "tqcook compare"
-    _in_range(a, *_BUDGET, 'policy', 'max_windows', 'stride', 'device', 'context')
+    _in_range(a, *_BUDGET, 'bos', 'policy', 'max_windows', 'stride', 'device', 'context')
     base = open_model(a.base, device=a.device)
     context = min(512, base.context) if a.context is None else a.context
     if context > base.context:
         raise RunError(f'--context {context}: {a.base} takes 2 to {base.context} tokens', 2)
-    corpus = data.corpus(a.text, base.tokenizer, context, a.stride, a.policy, a.max_windows)
+    corpus = data.corpus(a.text, base.tokenizer, context, a.stride, a.policy, a.max_windows, bos=a.bos)
     budget = {k: getattr(a, k) for k in _BUDGET if getattr(a, k) is not None}
     c = compare.compare(base, lambda: open_model(a.quant, device=a.device), corpus, **budget)
     return _tell(c, terminal(c._repr_markdown_()), a.json, c.verdict or 'INCONCLUSIVE') # None: the weights are random
@@ -220,7 +220,8 @@ doctor | verb | | show device, versions, what runs here, what is missing and how
 compare | verb | | compare two models on the same text; exit 0 PASS, 10 FAIL, 11 INCONCLUSIVE
 compare base | text | | directory, hub id, demo or shape:NAME
 compare quant | text | | the same, or an exported checkpoint
-compare --text | text | code | file, code or prose
+compare --text | text | auto | file, code, prose, mixture, or auto: what suits the model
+compare --bos | text | auto | where BOS stands: auto (as the tokenizer does), doc, window or none
 compare --policy | text | disjoint | how the text is cut: disjoint, lm_eval, half or sliding
 compare --context | int | | tokens in a window (default: 512, or what the model takes)
 compare --stride | int | 0 | step of policy sliding
