@@ -417,7 +417,7 @@ def second_shard_missing_no_index(c):
 def shards_without_index(c):
     del c['json']['model.safetensors.index.json']
 
-@case('stray-shard', make=sharded, where='old.safetensors')
+@case('stray-shard', make=sharded, where='old.safetensors', also={'stray-tensor'})
 def shard_of_an_earlier_export(c):
     c['st']['old.safetensors'] = {'model.rotary.inv_freq': f32(np.ones(4))}
 

@@ -459,3 +459,31 @@ def test_hostile_directories_end_in_time(tmp_path):
         broken.CASES[name]['break_'](c)
         assert not check(broken.write(c, tmp_path/name)).ok
     assert time.perf_counter() - start < 10
+
+def test_a_weight_that_the_model_has_no_place_for_is_listed(tmp_path):
+    c = broken.good()
+    c['st'][broken.ONE]['model.layers.0.mlp.extra.weight'] = broken.bf16(np.ones((4, 4)))
+    (found,) = check(broken.write(c, tmp_path/'c'), device='h100').warnings
+    assert (found.code, found.tensor) == ('stray-tensor', 'model.layers.0.mlp.extra')
+
+@pytest.mark.parametrize('scheme, layout, takes', [
+    ('int8_token', 'compressed-tensors', 'vllm sglang'), ('int8_wo', 'compressed-tensors', 'vllm sglang'),
+    ('int4_awq', 'compressed-tensors', 'vllm sglang'), ('fp8_rowwise', 'compressed-tensors', 'vllm sglang'),
+    ('fp8_block', 'deepseek', 'trtllm vllm sglang'), ('fp8_block', 'hf', 'trtllm vllm'),
+    ('int8_token', 'trtllm_legacy', 'trtllm')])
+def test_what_export_writes_in_every_layout(scheme, layout, takes, tmp_path):
+    "Check finds nothing wrong and says who takes it; the weights come back."
+    pytest.importorskip('modelopt')
+    from tqcook import data, models, quantize
+    demo, folded = models.load('demo', device='cpu'), layout != 'hf' and scheme in ('int8_token', 'int4_awq')
+    calib = data.calibration('code-train', demo.tokenizer, samples=2, length=64)
+    made = quantize.quantize(demo, calib, scheme, progress=False, **({'folded': True} if folded else {}))
+    d = export.export(made, tmp_path/'c', layout=layout)
+    found = check(d, deep=True)
+    assert found.ok and not found.warnings, str(found)
+    assert [e for e, why in found.about['engines'].items() if not why] == takes.split()
+    assert found.about['layout'] == layout and found.about['scheme'] == scheme
+    if not folded and layout != 'trtllm_legacy':
+        w, m = Checkpoint.open(models.demo_path()), 'model.layers.0.mlp.up_proj'
+        w = w.array(f'{m}.weight')
+        assert np.linalg.norm(Checkpoint.open(d).dequantize(m) - w) < .03 * np.linalg.norm(w)

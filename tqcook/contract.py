@@ -292,7 +292,12 @@ def _check_algo_support(c, algo, target):
     if scheme == 'fp8_block' and c.source == 'hf_quant_config.json':
         yield finding('activations-too', 'weights in blocks of 128 x 128', **at)
 
-# %% ../nbs/43_contract.ipynb #238cc4ad
+# %% ../nbs/43_contract.ipynb #f00978fd
+_LEGACY_SCALES = {  # of a weight, by the names of trtllm-build
+    'W8A8_SQ_PER_CHANNEL': ('weights_scaling_factor', 'activation_scaling_factor'),
+    'W8A8_SQ_PER_CHANNEL_PER_TOKEN_PLUGIN': ('per_channel_scale',)}
+
+# %% ../nbs/43_contract.ipynb #5dc5f4f7
 def _check_legacy(c):
     "The layout of trtllm-build: one file a rank, its own tensor names."
     n, at = as_dict(c.config.get('mapping')).get('world_size', 1), dict(file='config.json')
@@ -306,8 +311,7 @@ def _check_legacy(c):
         )
     if str(c.config.get('position_embedding_type')).startswith('rope') and 'rotary_base' not in c.config:
         yield finding('rotary-base', 'no rotary_base', **at)
-    static = str(c.algo).startswith('W8A8') and 'PER_TOKEN' not in c.algo
-    need = ['weights_scaling_factor', *['activation_scaling_factor'] * static]
+    need = _LEGACY_SCALES.get(c.algo, ('weights_scaling_factor',))
     for m, t in c.linears.items():
         w, at = weight_of(t), dict(file=weight_of(t).file)
         if c.excluded(m):
@@ -318,11 +322,11 @@ def _check_legacy(c):
         for leaf in need:
             if leaf not in t:
                 yield finding('scale-missing', f'no {leaf}', expected='F32', tensor=f'{m}.{leaf}', **at)
-        s = t.get('weights_scaling_factor')
+        s = t.get(need[0])
         if s and w.dtype == 'I8' and s.size not in (1, w.shape[0]):
             yield finding('scale-shape', str(list(s.shape)), expected=f'[{w.shape[0]}]', tensor=m, **at)
 
-# %% ../nbs/43_contract.ipynb #e1d757c6
+# %% ../nbs/43_contract.ipynb #beb21ebd
 def _checks(c, target, deep):
     "All checks that make sense for this kind of directory."
     if c.layout == 'engine':
@@ -345,7 +349,7 @@ def _checks(c, target, deep):
     if not codes & {'ct-int8-as-fp8', 'ct-strategy', 'quant-algo-unknown', 'quant-algo-version'}:
         yield from check_tensors(c, target, deep)
 
-# %% ../nbs/43_contract.ipynb #9fc4c13f
+# %% ../nbs/43_contract.ipynb #19d93615
 def engines(
     c: Checkpoint,
     target: Target,  # which TensorRT-LLM is meant
@@ -356,7 +360,7 @@ def engines(
     why = [f'{f.found}: {f.consequence}' for f in wrong]
     return {'trtllm': why[0] if why else '', **{e: why[0] if broken else refusal(c, e) for e in OTHERS}}
 
-# %% ../nbs/43_contract.ipynb #03063ba1
+# %% ../nbs/43_contract.ipynb #f35c2a94
 def _resolve(c, target):
     "The engine and backend that a layout is made for, where 'auto' leaves it open."
     engine = 'vllm' if c.layout == 'compressed-tensors' else 'trtllm'
@@ -367,7 +371,7 @@ def _resolve(c, target):
         backend=backend if target.backend == 'auto' else target.backend,
     )
 
-# %% ../nbs/43_contract.ipynb #221febdc
+# %% ../nbs/43_contract.ipynb #59945b7e
 def check(
     path,  # checkpoint directory
     trtllm='1.2.1',  # TensorRT-LLM's version, 1.0 to 1.4.0rc
@@ -418,7 +422,7 @@ def check(
     )
     return Findings(str(path), merge(items), about)
 
-# %% ../nbs/43_contract.ipynb #2f198984
+# %% ../nbs/43_contract.ipynb #64183a5c
 def check_schema() -> dict:
     "JSON Schema (draft 2020-12) of `tqcook check --json`."
     return json.loads(Path(tqcook.__file__).with_name('check.schema.json').read_text(encoding='utf-8'))

@@ -182,12 +182,21 @@ _TOOLS = re.compile(r'(q|k|v|kv|prob|input|output|act|weight|pre_quant)_scale(_2
                     r'(weight|input)_zero_point|qweight|qzeros|scales|g_idx|SCB|absmax|weight_(packed|shape|g_idx)|'
                     r'_pre_quant_scale')
 
-# %% ../nbs/42_tensors.ipynb #17701f59
+# %% ../nbs/42_tensors.ipynb #85024768
+_LLAMA = re.compile(  # modules of a Llama-like model
+    r'lm_head|model\.(embed_tokens|norm|rotary_emb|layers\.\d+\.(\w+norm|mlp\.\w+_proj|'
+    r'self_attn(\.(\w+_proj|[qk]_norm|rotary_emb))?))(\.\w+_quantizer)?')
+
+# %% ../nbs/42_tensors.ipynb #428ee638
 _ALWAYS = ('k_scale', 'v_scale', 'weight_scale_inv')  # read of every module
 
-# %% ../nbs/42_tensors.ipynb #b5cb3eeb
+# %% ../nbs/42_tensors.ipynb #50c8af3b
 def _check_unread(c):
+    llama = bool(expected_shapes(c.config))
     for m, t in c.modules.items():
+        if llama and not _LLAMA.fullmatch(m):
+            yield finding('stray-tensor', 'a module that this model does not have', tensor=m)
+            continue
         x = Layer(m, t, c.algo_of(m), 1)
         if x.weight and (x.quantized if not x.algo else not x.line):
             continue  # reported already, or of a format that is not in the table
@@ -201,16 +210,16 @@ def _check_unread(c):
                     tensor=f'{m}.{leaf}',
                 )
 
-# %% ../nbs/42_tensors.ipynb #a07b54c0
+# %% ../nbs/42_tensors.ipynb #58d0f8fb
 _MIXTRAL, _GATED = r'block_sparse_moe\.experts\.\d+\.w[123]', r'mlp\.experts\.\d+\.(gate|up|down)_proj'
 
-# %% ../nbs/42_tensors.ipynb #986d3f5e
+# %% ../nbs/42_tensors.ipynb #29d9774b
 EXPERTS = dict(  # model_type: what its experts are called
     mixtral=_MIXTRAL, phimoe=_MIXTRAL, granitemoe=r'block_sparse_moe\.(in|out)put_linear',
     qwen2_moe=_GATED, qwen3_moe=_GATED, olmoe=_GATED, glm4_moe=_GATED, deepseek_v2=_GATED, deepseek_v3=_GATED,
     jamba=r'feed_forward\.experts\.\d+\.(gate|up|down)_proj')
 
-# %% ../nbs/42_tensors.ipynb #52a1a931
+# %% ../nbs/42_tensors.ipynb #a7e9e1ce
 def _check_experts(c):
     want, scaled = EXPERTS.get(c.config.get('model_type')), {}
     for m in c.modules:
@@ -232,7 +241,7 @@ def _check_experts(c):
                 remedy='calibrate with more text: no token reached this expert',
             )
 
-# %% ../nbs/42_tensors.ipynb #fc3511bd
+# %% ../nbs/42_tensors.ipynb #09670d31
 def fused_groups(names) -> list:  # names of linear layers -> lists of those that a loader joins
     "Layers that become one matrix product."
     here, groups = set(names), []
@@ -242,12 +251,12 @@ def fused_groups(names) -> list:  # names of linear layers -> lists of those tha
         ]
     return [g for g in groups if len(g) > 1]
 
-# %% ../nbs/42_tensors.ipynb #67e67ffa
+# %% ../nbs/42_tensors.ipynb #a6d8cea7
 def _short(group, values):
     names = [x.name.rpartition('.')[2] for x in group]
     return ', '.join(f'{n} {v}' for n, v in zip(names, values, strict=True))
 
-# %% ../nbs/42_tensors.ipynb #290cb33c
+# %% ../nbs/42_tensors.ipynb #351b960d
 def _check_fused(c, target, deep, layers):
     again = []
     for group in ([layers[m] for m in names] for names in fused_groups(layers)):
@@ -280,14 +289,14 @@ def _check_fused(c, target, deep, layers):
         )
         yield finding('fused-requantized', found, count=len(again), remedy=told, **at)
 
-# %% ../nbs/42_tensors.ipynb #e3e80aa9
+# %% ../nbs/42_tensors.ipynb #e89c46fb
 def _scalars(c, group, leaf):
     "Values of a scalar that each layer of a group has; [] where one has none."
     if any(leaf not in x.leaves or x.leaves[leaf].size != 1 for x in group):
         return []
     return [c.array(f'{x.name}.{leaf}').item() for x in group]
 
-# %% ../nbs/42_tensors.ipynb #08eddbcc
+# %% ../nbs/42_tensors.ipynb #05d34d1a
 def _requantized_error(c, group, scales):
     "Relative error that moving to the common scale adds, worst of the group (first 4 MB of each weight, in float32)."
     if not all(0 < s < math.inf for s in scales):
@@ -302,16 +311,16 @@ def _requantized_error(c, group, scales):
             errors.append(float(np.linalg.norm(moved - w) / (np.linalg.norm(w) or 1)))
     return max(errors)
 
-# %% ../nbs/42_tensors.ipynb #e5eefd56
+# %% ../nbs/42_tensors.ipynb #c7b9fbf2
 SMALL = 1 << 18  # bytes: scalar and per-channel scales are below, NVFP4's block scales of large layers above
 
-# %% ../nbs/42_tensors.ipynb #2b3740b9
+# %% ../nbs/42_tensors.ipynb #de85d123
 _LARGEST = {'F8_E4M3': formats.E4M3_MAX, 'I8': 127, 'I32': 127}  # code of a weight
 
-# %% ../nbs/42_tensors.ipynb #c7b6a7b5
+# %% ../nbs/42_tensors.ipynb #7ca2216c
 _SCALE = re.compile(r'.*(_scale(_inv|_2)?|scaling_factor)')
 
-# %% ../nbs/42_tensors.ipynb #ba2dd90d
+# %% ../nbs/42_tensors.ipynb #9bd1ba22
 def _check_scales(c, deep):
     scales = {
         k: t
@@ -331,7 +340,7 @@ def _check_scales(c, deep):
             'scales-unread', f'{len(scales) - len(small)} tensors of scales above 256 KiB were not read'
         )
 
-# %% ../nbs/42_tensors.ipynb #b47a66cb
+# %% ../nbs/42_tensors.ipynb #afa0b848
 def _check_values(c, k, t):
     "The values of one scale tensor; a zero block scale may belong to a block of zeros."
     m, _, leaf = k.rpartition('.')
@@ -357,7 +366,7 @@ def _check_values(c, k, t):
     elif top > 1000 and leaf.startswith('weight'):
         yield finding('scale-magnitude', f'the largest weight would be {top:.3g}', **at)
 
-# %% ../nbs/42_tensors.ipynb #22680c29
+# %% ../nbs/42_tensors.ipynb #9a307a8a
 def _check_kv(c, target):
     scales = [k for k in c.tensors if k.endswith(('.k_scale', '.v_scale'))]
     at = dict(tensor=scales[0], count=len(scales)) if scales else {}
@@ -378,7 +387,7 @@ def _check_kv(c, target):
             'kv-unsupported', 'an INT8 KV cache', consequence="not in TensorRT-LLM's PyTorch backend"
         )
 
-# %% ../nbs/42_tensors.ipynb #7eec6fd8
+# %% ../nbs/42_tensors.ipynb #ff06066a
 def _check_ends(c):
     tied = c.config.get('tie_word_embeddings', str(c.config.get('model_type')).startswith('gemma'))
     head, embedding = (weight_of(c.modules.get(m, {})) for m in ('lm_head', 'model.embed_tokens'))
@@ -413,7 +422,7 @@ def _check_ends(c):
             tensor='lm_head',
         )
 
-# %% ../nbs/42_tensors.ipynb #88fee4ef
+# %% ../nbs/42_tensors.ipynb #cd24f187
 def _check_weights(c, piece=1 << 25):
     for k, t in c.tensors.items():
         if _SCALE.fullmatch(k.rpartition('.')[2]) or t.dtype not in (
@@ -436,7 +445,7 @@ def _check_weights(c, piece=1 << 25):
                 'scale-loose', f'the largest code is {top:g}', expected=f'{_LARGEST[t.dtype]:g}', **at
             )
 
-# %% ../nbs/42_tensors.ipynb #90f0fea0
+# %% ../nbs/42_tensors.ipynb #c8b18c59
 def check_tensors(
     c: Checkpoint,
     target: Target,
