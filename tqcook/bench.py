@@ -15,10 +15,11 @@ import tempfile
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from .core import CookError, fmt_bytes, md_table, version, write_json
-from .device import detect
+
 from . import decoder, fused, models, runtime, step
 from .checkpoint import Checkpoint
+from .core import CookError, fmt_bytes, md_table, version, write_json
+from .device import detect
 
 # %% ../nbs/63_bench.ipynb #76c9099f
 @dataclass(frozen=True)
@@ -39,23 +40,29 @@ class Synthetic:
     layout = 'hf'
     def __init__(self, config, scheme=None, kv='none', device='cpu', seed=0):
         import torch
-        if scheme not in (None, *_STORED): raise CookError(f'no random weights in {scheme}; there are {", ".join(_STORED)}')
+        if scheme not in (None, *_STORED):
+            raise CookError(f'no random weights in {scheme}; there are {", ".join(_STORED)}')
         self.config, self.scheme, self.kv, self.algo, self.path = config, scheme, kv, _ALGO.get(scheme), 'random weights'
         self.device, self.generator = device, torch.Generator(device).manual_seed(seed)
         self.modules = {n: self.parts(n, s) for n, s in shapes(config).items()}
         self.tensors = {f'{n}.{l}': t for n, p in self.modules.items() for l, t in p.items()}
     def parts(self, name, shape):
         "The tensors of a module."
-        if len(shape) == 1: return dict(weight=Drawn('BF16', shape))
-        if self.scheme is None or not name.startswith('model.layers'): p = dict(weight=Drawn('BF16', shape))
+        if len(shape) == 1:
+            return dict(weight=Drawn('BF16', shape))
+        if self.scheme is None or not name.startswith('model.layers'):
+            p = dict(weight=Drawn('BF16', shape))
         else:
             dtype, scales, static = _STORED[self.scheme]
             s = tuple(-(-x // 128) for x in shape) if scales == 'block' else shape[:1] if scales is None else scales
             p = dict(weight=Drawn(dtype, shape), weight_scale=Drawn('F32', s))
-            if static: p['input_scale'] = Drawn('F32', ())
-        if self.config['model_type'] == 'qwen2' and name.endswith(('q_proj', 'k_proj', 'v_proj')): p['bias'] = Drawn('BF16', shape[:1])
+            if static:
+                p['input_scale'] = Drawn('F32', ())
+        if self.config['model_type'] == 'qwen2' and name.endswith(('q_proj', 'k_proj', 'v_proj')):
+            p['bias'] = Drawn('BF16', shape[:1])
         return p
-    def read(self, name): return draw(self.tensors[name], name.rpartition('.')[2], self.device, self.generator)
+    def read(self, name):
+        return draw(self.tensors[name], name.rpartition('.')[2], self.device, self.generator)
     def save(self, path): # Path
         "Write a directory, so that other programs can load the same shape."
         from safetensors.torch import save_file
@@ -64,7 +71,8 @@ class Synthetic:
         save_file({n: self.read(n).cpu() for n in self.tensors}, path/'model.safetensors', {'format': 'pt'})
         write_json(path/'config.json', self.config)
         quant = dict(quant_algo=self.algo, kv_cache_quant_algo='FP8' if self.kv == 'fp8' else None, exclude_modules=['lm_head'])
-        if self.algo: write_json(path/'hf_quant_config.json', dict(producer=dict(name='tqcook', version='random'), quantization=quant))
+        if self.algo:
+            write_json(path/'hf_quant_config.json', dict(producer=dict(name='tqcook', version='random'), quantization=quant))
         return path
 
 # %% ../nbs/63_bench.ipynb #5128aa40
@@ -75,7 +83,8 @@ def shapes(c): # module -> shape of its weight
     per = {'self_attn.q_proj': (q, a.hidden), 'self_attn.k_proj': (kv, a.hidden), 'self_attn.v_proj': (kv, a.hidden),
            'self_attn.o_proj': (a.hidden, q), 'mlp.gate_proj': (a.inter, a.hidden), 'mlp.up_proj': (a.inter, a.hidden),
            'mlp.down_proj': (a.hidden, a.inter), 'input_layernorm': (a.hidden,), 'post_attention_layernorm': (a.hidden,)}
-    if c['model_type'] == 'qwen3': per |= {'self_attn.q_norm': (a.head_dim,), 'self_attn.k_norm': (a.head_dim,)}
+    if c['model_type'] == 'qwen3':
+        per |= {'self_attn.q_norm': (a.head_dim,), 'self_attn.k_norm': (a.head_dim,)}
     head = {} if a.tied else {'lm_head': (a.vocab, a.hidden)}
     return {'model.embed_tokens': (a.vocab, a.hidden), 'model.norm': (a.hidden,)} | head | {
         f'model.layers.{i}.{n}': s for i in range(a.layers) for n, s in per.items()}
@@ -84,11 +93,15 @@ def shapes(c): # module -> shape of its weight
 def draw(t, leaf, device, generator):
     "A random tensor of a stored format; its values stand for weights of about 0.02."
     import torch
-    if leaf == 'input_scale': return torch.tensor(.02, device=device)
-    if leaf == 'weight_scale': return torch.full(t.shape, 2e-4, device=device)
-    if len(t.shape) == 1: return torch.ones(t.shape, dtype=torch.bfloat16, device=device)
+    if leaf == 'input_scale':
+        return torch.tensor(.02, device=device)
+    if leaf == 'weight_scale':
+        return torch.full(t.shape, 2e-4, device=device)
+    if len(t.shape) == 1:
+        return torch.ones(t.shape, dtype=torch.bfloat16, device=device)
     x = torch.randn(t.shape, device=device, generator=generator, dtype=torch.bfloat16 if device != 'cpu' else None)
-    if t.dtype == 'F8_E4M3': return x.mul_(100).clamp_(-448, 448).to(torch.float8_e4m3fn) # above, PyTorch makes NaN of it
+    if t.dtype == 'F8_E4M3':
+        return x.mul_(100).clamp_(-448, 448).to(torch.float8_e4m3fn) # above, PyTorch makes NaN of it
     return x.mul_(40).round_().clamp_(-127, 127).to(torch.int8) if t.dtype == 'I8' else x.mul_(.02).bfloat16()
 
 # %% ../nbs/63_bench.ipynb #30297eb1
@@ -131,7 +144,8 @@ def seconds(run, cuda, repeats=5, warm=2): # median
         t = time.perf_counter()
         run()
         sync()
-        if i >= warm: times.append(time.perf_counter() - t)
+        if i >= warm:
+            times.append(time.perf_counter() - t)
     return statistics.median(times)
 
 # %% ../nbs/63_bench.ipynb #daadddbb
@@ -170,22 +184,26 @@ class Timing:
     spread: tuple = () # fastest and slowest of the repeats
     note: str = ''
     @property
-    def rate(self): return self.batch * (self.tokens if self.what == 'prefill' else 1) / self.seconds
+    def rate(self):
+        return self.batch * (self.tokens if self.what == 'prefill' else 1) / self.seconds
     @property
-    def share(self): return self.floor / self.seconds if self.floor else None
+    def share(self):
+        return self.floor / self.seconds if self.floor else None
     def to_dict(self):
         out = dict(vars(self), tokens_per_second=self.rate, share_of_floor=self.share, spread=list(self.spread))
         return {k: v for k, v in out.items() if v is not None}
 
 # %% ../nbs/63_bench.ipynb #6ede8fa3
-def label(d): return d.scheme or 'bf16'
+def label(d):
+    return d.scheme or 'bf16'
 
 # %% ../nbs/63_bench.ipynb #13c243be
 def fill(cache, used):
     "Put random keys and values into a cache, as if `used` tokens had been read."
     import torch
     for t in (cache.k, cache.v):
-        for l in t: l.copy_(torch.randn(l.shape, device=l.device, dtype=torch.bfloat16))
+        for l in t:
+            l.copy_(torch.randn(l.shape, device=l.device, dtype=torch.bfloat16))
     cache.used = used
 
 # %% ../nbs/63_bench.ipynb #4768b90a
@@ -197,13 +215,16 @@ def decode_step(d, batch, context, room, knobs=None): # (function that runs a st
     if d.fast:
         s = step.Step(d.fast, cache, knobs)
         s.tokens.copy_(torch.randint(0, d.arch.vocab, (batch,)))
-        def again(): s.slot.fill_(context)
+        def again():
+            s.slot.fill_(context)
         again()
         s.replay()
         return s.replay, again
     tokens = [torch.randint(0, d.arch.vocab, (batch, 1), device=d.device.torch)]
-    def run(): tokens[0] = d.logits(d.forward(tokens[0], cache)[:, -1]).argmax(-1)[:, None]
-    def again(): cache.used = context
+    def run():
+        tokens[0] = d.logits(d.forward(tokens[0], cache)[:, -1]).argmax(-1)[:, None]
+    def again():
+        cache.used = context
     return run, again
 
 # %% ../nbs/63_bench.ipynb #e75afcb2
@@ -223,10 +244,12 @@ def decode(
         run, again = decode_step(d, batch, context, steps + 8, knobs)
         def many():
             again()
-            for _ in range(steps): run()
+            for _ in range(steps):
+                run()
         for i in range(repeats + 1):
             t = seconds(many, d.device.kind == 'cuda', 1, 0) / steps
-            if i: times.append(t)
+            if i:
+                times.append(t)
     floor = read_bytes(d, batch, context) / bandwidth if bandwidth else None
     return Timing('decode', label(d), d.kv, batch, context, statistics.median(times), floor, spread=(min(times), max(times)))
 
@@ -264,9 +287,11 @@ def peer(
     ids = torch.randint(0, loaded.vocab_size, (batch, context), device=dev.torch)
     kw = dict(do_sample=False, pad_token_id=0, attention_mask=torch.ones_like(ids)) | (dict(cache_implementation='static') if static else {})
     def run(n):
-        with torch.inference_mode(), models.quiet(): loaded.model.generate(ids, max_new_tokens=n, min_new_tokens=n, **kw)
+        with torch.inference_mode(), models.quiet():
+            loaded.model.generate(ids, max_new_tokens=n, min_new_tokens=n, **kw)
     t = time.perf_counter()
-    for n in tokens: run(n)
+    for n in tokens:
+        run(n)
     first = time.perf_counter() - t
     times = []
     for _ in range(repeats):
@@ -289,8 +314,10 @@ RUNGS = [ # name, how
 # %% ../nbs/63_bench.ipynb #5985bbb5
 def general(source, dev, batch, context, path=None, **kw): # Timing
     "A decode step of the general tier: the model of transformers, its linears swapped where the scheme quantizes."
-    if source.scheme is None: return peer(plain_model(source.config, dev), batch, context, **kw)
-    with tempfile.TemporaryDirectory() as tmp: return peer(runtime.load(path or source.save(tmp), dev), batch, context, **kw)
+    if source.scheme is None:
+        return peer(plain_model(source.config, dev), batch, context, **kw)
+    with tempfile.TemporaryDirectory() as tmp:
+        return peer(runtime.load(path or source.save(tmp), dev), batch, context, **kw)
 
 # %% ../nbs/63_bench.ipynb #483400a0
 def plain_model(config, dev):
@@ -308,18 +335,22 @@ def plain_step(d, batch, context, graph, **kw): # Timing
     import torch
     fast, d.fast = d.fast, None
     try:
-        if not graph: return decode(d, batch, context, **kw)
+        if not graph:
+            return decode(d, batch, context, **kw)
         cache = d.cache(batch, context + 8)
         fill(cache, context)
         ids = torch.zeros(batch, 1, dtype=torch.long, device=d.device.torch)
         at = decoder.places(d, batch, 1, context, None)
         def run():
             x = d.embed[ids].to(d.dtype)
-            for i in range(d.arch.layers): x = decoder.block(d, i, x, at, cache)
+            for i in range(d.arch.layers):
+                x = decoder.block(d, i, x, at, cache)
             d.logits(decoder.rms(x, d.norm, d.arch.eps)[:, -1]).argmax(-1)
-        with torch.inference_mode(): s = step.graph_seconds(run)
+        with torch.inference_mode():
+            s = step.graph_seconds(run)
         return Timing('decode', label(d), d.kv, batch, context, s)
-    finally: d.fast = fast
+    finally:
+        d.fast = fast
 
 # %% ../nbs/63_bench.ipynb #d4a64496
 def ladder(
@@ -338,18 +369,23 @@ def ladder(
     for s in (None, scheme):
         source = Synthetic(config, s, 'none', dev.torch)
         for name, how in RUNGS:
-            if dev.kind == 'cpu' and how not in ('general', 'plain') or how == 'general' and not swapped: continue
+            if dev.kind == 'cpu' and how not in ('general', 'plain') or how == 'general' and not swapped:
+                continue
             if how == 'general':
                 t = general(source, dev, batch, context, path, tokens=(2, 2 + min(steps, 16)), repeats=3)
                 free()
-            elif d is None: d = decoder.from_source(source, dev, name='shape', weights='random')
-            if how in ('plain', 'graph'): t = plain_step(d, batch, context, how == 'graph', **(dict(steps=min(steps, 8)) if how == 'plain' else {}))
-            elif how != 'general': t = decode(d, batch, context, steps, knobs=step.Knobs(**how))
+            elif d is None:
+                d = decoder.from_source(source, dev, name='shape', weights='random')
+            if how in ('plain', 'graph'):
+                t = plain_step(d, batch, context, how == 'graph', **(dict(steps=min(steps, 8)) if how == 'plain' else {}))
+            elif how != 'general':
+                t = decode(d, batch, context, steps, knobs=step.Knobs(**how))
             t.what, t.scheme = name, s or 'bf16'
             out.append(t)
         if bandwidth:
             for t in out:
-                if t.scheme == (s or 'bf16'): t.floor = read_bytes(d, batch, context) / bandwidth
+                if t.scheme == (s or 'bf16'):
+                    t.floor = read_bytes(d, batch, context) / bandwidth
         d = None
         free()
     return out
@@ -359,7 +395,8 @@ def free():
     "Give memory back before the next model."
     import torch
     gc.collect()
-    if torch.cuda.is_available(): torch.cuda.empty_cache()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 # %% ../nbs/63_bench.ipynb #e336eca3
 @dataclass
@@ -389,7 +426,8 @@ class Bench:
         head = ['', 'scheme', 'KV cache', 'batch', 'tokens', 'time', 'tokens/s', 'reached', 'against BF16']
         out = f'{self.device}; a large copy moves {fmt_bytes(self.bandwidth)} a second. {self.conditions}\n\n'
         for rows in (self.ladder, self.points, self.peers):
-            if rows: out += md_table([self._row(t) for t in rows], head) + '\n\n'
+            if rows:
+                out += md_table([self._row(t) for t in rows], head) + '\n\n'
         return out + ''.join(f'- not measured: {a}, {b}\n' for a, b in self.missed)
     def plot(self):
         "The ladder: tokens a second of each rung, the floors dashed."
@@ -400,7 +438,8 @@ class Bench:
             ts = [t for t in self.ladder if t.scheme == s]
             bars = ax.barh([names.index(t.what) + .36 * j for t in ts], [t.rate for t in ts], .34, label=s, color=f'C{j}')
             ax.bar_label(bars, [f'{t.rate:.0f}' for t in ts], fontsize=8, padding=2)
-            if ts and ts[-1].floor: ax.axvline(ts[-1].batch / ts[-1].floor, color=f'C{j}', ls='--', lw=1)
+            if ts and ts[-1].floor:
+                ax.axvline(ts[-1].batch / ts[-1].floor, color=f'C{j}', ls='--', lw=1)
         ax.set_yticks([i + .18 for i in range(len(names))], names, fontsize=8)
         ax.invert_yaxis()
         ax.set(xlabel='tokens a second (dashed: what the measured bandwidth allows)')
@@ -426,10 +465,12 @@ def open_model(
 ) -> decoder.Decoder:
     "A decoder to measure: the file's own format from the file, any other with random weights of that shape."
     dev, s = detect(device), None if scheme == 'bf16' else scheme
-    if str(model).startswith('shape:'): return synthetic(str(model)[6:], s, kv, dev)
+    if str(model).startswith('shape:'):
+        return synthetic(str(model)[6:], s, kv, dev)
     path = models.locate(model)
     d = Checkpoint.open(path)
-    if (d.scheme, d.kv) == (s, kv): return decoder.load(path, dev)
+    if (d.scheme, d.kv) == (s, kv):
+        return decoder.load(path, dev)
     return synthetic({k: v for k, v in d.config.items() if k != 'quantization_config'}, s, kv, dev)
 
 # %% ../nbs/63_bench.ipynb #9bee4475
@@ -452,18 +493,21 @@ def measure(
         scheme, _, kv = name.partition('+')
         d = None
         free()
-        try: d = open_model(model, scheme, 'fp8' if kv else 'none', dev)
+        try:
+            d = open_model(model, scheme, 'fp8' if kv else 'none', dev)
         except CookError as e:
             out.missed.append((name, str(e)))
             continue
         jobs = [('decode', b, c) for c in contexts for b in batches] + [('prefill', b, t) for b, t in prompts]
-        for what, b, n in jobs: _point(out, d, name, what, b, n, steps, repeats, progress)
+        for what, b, n in jobs:
+            _point(out, d, name, what, b, n, steps, repeats, progress)
     return out
 
 # %% ../nbs/63_bench.ipynb #66c0e76e
 def peer_of(model, dev, context): # Timing
     "`generate` of transformers on a model, in BF16."
-    if str(model).startswith('shape:') or model == 'demo': return peer(models.load(model, dev), 1, context, tokens=(2, 18))
+    if str(model).startswith('shape:') or model == 'demo':
+        return peer(models.load(model, dev), 1, context, tokens=(2, 18))
     c = Checkpoint.open(models.locate(model)).config
     return peer(plain_model({k: v for k, v in c.items() if k != 'quantization_config'}, dev), 1, context, tokens=(2, 18))
 
@@ -475,16 +519,19 @@ def check_points(schemes, batches, contexts, prompts):
         if s not in ('bf16', *_STORED) or kv not in ('', 'kv'):
             raise CookError(f"no scheme {name!r} to measure; expected bf16 or one of {', '.join(_STORED)}, with +kv for an FP8 KV cache")
     wrong = [n for n in [*batches, *contexts] if n < 1] + [p for p in prompts if len(p) != 2 or min(p) < 1]
-    if wrong or not schemes: raise CookError(f'{wrong or "no scheme"} cannot be measured; expected whole numbers from 1, prompts as pairs of batch and tokens')
+    if wrong or not schemes:
+        raise CookError(f'{wrong or "no scheme"} cannot be measured; expected whole numbers from 1, prompts as pairs of batch and tokens')
 
 # %% ../nbs/63_bench.ipynb #f198d22f
 def _point(out, d, name, what, b, n, steps, repeats, progress):
     "Measure one point, or note why not."
     free()
-    try: t = decode(d, b, n, steps, repeats, out.bandwidth) if what == 'decode' else prefill(d, b, n, repeats)
+    try:
+        t = decode(d, b, n, steps, repeats, out.bandwidth) if what == 'decode' else prefill(d, b, n, repeats)
     except CookError as e:
         out.missed.append((f'{name}, {what}, batch {b}, {n} tokens', str(e)))
         return
     t.scheme = name.partition('+')[0]
     out.points.append(t)
-    if progress: progress(f'{what:8s} {name:14s} batch {b:3d} tokens {n:5d} {t.seconds * 1e3:9.3f} ms {t.rate:10,.0f} tokens/s')
+    if progress:
+        progress(f'{what:8s} {name:14s} batch {b:3d} tokens {n:5d} {t.seconds * 1e3:9.3f} ms {t.rate:10,.0f} tokens/s')

@@ -12,6 +12,7 @@ import functools
 import time
 from dataclasses import dataclass
 from pathlib import Path
+
 from . import models, runtime
 from .checkpoint import Checkpoint
 from .core import CookError, fmt_bytes, md_table
@@ -33,9 +34,11 @@ class Cache:
     pad: object # int32 [batch]: empty places before each sequence
     used: int = 0 # places filled
     @property
-    def capacity(self): return self.k.shape[3]
+    def capacity(self):
+        return self.k.shape[3]
     @property
-    def nbytes(self): return 2 * self.k.numel() * self.k.element_size()
+    def nbytes(self):
+        return 2 * self.k.numel() * self.k.element_size()
 
 # %% ../nbs/58_decoder.ipynb #1060f041
 def rms(x, w, eps):
@@ -73,7 +76,8 @@ def block(
     a, l, (cos, sin, mask, start) = d.arch, d.layers[i], at
     B, T, _ = x.shape
     heads = [t.unflatten(-1, (-1, a.head_dim)) for t in l.qkv(rms(x, l.norm1, a.eps)).split(a.widths, -1)]
-    if l.q_norm is not None: heads[:2] = rms(heads[0], l.q_norm, a.eps), rms(heads[1], l.k_norm, a.eps)
+    if l.q_norm is not None:
+        heads[:2] = rms(heads[0], l.q_norm, a.eps), rms(heads[1], l.k_norm, a.eps)
     q, k, v = [h.transpose(1, 2) for h in heads]
     q, k = turn(q, cos, sin), turn(k, cos, sin)
     if cache is not None:
@@ -81,7 +85,8 @@ def block(
         cache.k[i, :, :, start:end] = fit(k, cache.k.dtype)
         cache.v[i, :, :, start:end] = fit(v, cache.k.dtype)
         k, v = cache.k[i, :, :, :end].to(x.dtype), cache.v[i, :, :, :end].to(x.dtype)
-    elif d.kv == 'fp8': k, v = [fit(t, torch.float8_e4m3fn).to(x.dtype) for t in (k, v)]
+    elif d.kv == 'fp8':
+        k, v = [fit(t, torch.float8_e4m3fn).to(x.dtype) for t in (k, v)]
     x = x + l.o(attend(q, k, v, mask).transpose(1, 2).reshape(B, T, -1))
     g = l.gate_up(rms(x, l.norm2, a.eps)).unflatten(-1, (-1, 2))
     return x + l.down(torch.nn.functional.silu(g[..., 0]) * g[..., 1])
@@ -123,7 +128,8 @@ class Decoder:
         ts = [self.embed, self.norm] + [self.lm_head] * (not self.arch.tied)
         return sum(t.numel() * t.element_size() for t in ts) + sum(p.nbytes for l in self.layers for p in l.products.values())
     @property
-    def kinds(self): return sorted({p.kind for l in self.layers for p in l.products.values()})
+    def kinds(self):
+        return sorted({p.kind for l in self.layers for p in l.products.values()})
 
     def cache(self, batch, capacity): # Cache
         "Room for the keys and values of a batch."
@@ -143,30 +149,37 @@ class Decoder:
         import torch
         start = cache.used if cache is not None else 0
         self.reach(start + ids.shape[1])
-        if self.fast and self.dtype == torch.bfloat16: x = self.fast.prefill(ids, cache)
-        else: x = self.plain(ids, cache, start)
-        if cache is not None: cache.used += ids.shape[1]
+        if self.fast and self.dtype == torch.bfloat16:
+            x = self.fast.prefill(ids, cache)
+        else:
+            x = self.plain(ids, cache, start)
+        if cache is not None:
+            cache.used += ids.shape[1]
         return x
 
     def plain(self, ids, cache, start):
         "The body in plain PyTorch."
         at = places(self, *ids.shape, start, cache.pad if cache is not None else None)
         x = self.embed[ids].to(self.dtype)
-        for i in range(self.arch.layers): x = block(self, i, x, at, cache)
+        for i in range(self.arch.layers):
+            x = block(self, i, x, at, cache)
         return rms(x, self.norm, self.arch.eps)
 
     def reach(self, n):
         "Make sure that the rotary table has `n` positions."
         if n > self.arch.context:
             raise CookError(f'{n} tokens were asked for, and {self.name} has {self.arch.context} positions; give a shorter text')
-        if n > len(self.cos): self.cos, self.sin = [t.to(self.device.torch) for t in rope_table(self.config, n)]
+        if n > len(self.cos):
+            self.cos, self.sin = [t.to(self.device.torch) for t in rope_table(self.config, n)]
 
     def logits(self, h): # [..., hidden] -> float32 [..., vocabulary]
         "The output head."
         import torch
         flat = h.reshape(-1, h.shape[-1])
-        if flat.is_cuda and flat.dtype != torch.float32: z = torch.mm(flat, self.lm_head.t(), out_dtype=torch.float32)
-        else: z = (flat @ self.lm_head.t()).float()
+        if flat.is_cuda and flat.dtype != torch.float32:
+            z = torch.mm(flat, self.lm_head.t(), out_dtype=torch.float32)
+        else:
+            z = (flat @ self.lm_head.t()).float()
         return z.reshape(*h.shape[:-1], -1)
 
     def _repr_markdown_(self):
@@ -187,7 +200,8 @@ def fit_batch(
     one = 2 * a.layers * a.kv_heads * a.head_dim * capacity * (1 if d.kv == 'fp8' else d.dtype.itemsize)
     if d.device.kind == 'cuda':
         free = torch.cuda.mem_get_info(d.device.index)[0] + torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
-    else: free = d.device.memory_bytes - d.nbytes
+    else:
+        free = d.device.memory_bytes - d.nbytes
     most = int(.92 * free // one)
     if batch > most:
         raise CookError(f'a batch of {batch} sequences of {capacity} tokens needs a KV cache of {fmt_bytes(batch * one)}, '
@@ -204,10 +218,13 @@ def load(
 ) -> Decoder:
     "Load a checkpoint into the fast tier; `CookError` says why it cannot be served there."
     dev, ck = detect(device), Checkpoint.open(path)
-    if scales not in ('max', 'file'): raise CookError(f"scales is {scales!r}; expected 'max' or 'file'")
-    if (Path(path)/PASSPORT).exists(): verify_or_refuse(path)
+    if scales not in ('max', 'file'):
+        raise CookError(f"scales is {scales!r}; expected 'max' or 'file'")
+    if (Path(path)/PASSPORT).exists():
+        verify_or_refuse(path)
     no = why_not(ck)
-    if no: raise CookError(f'{path} has no fast tier: {no}; the general tier runs it')
+    if no:
+        raise CookError(f'{path} has no fast tier: {no}; the general tier runs it')
     return from_source(ck, dev, dtype, scales, activations, fast, path=Path(path), name=Path(path).name,
                        tokenizer=_tokenizer(path), stop=_stop(path, ck.config))
 
@@ -224,7 +241,8 @@ def from_source(ck, dev, dtype='bfloat16', scales='max', activations='static', f
                 fast=_fast(dev, r.dtype, fast, layers), scheme=ck.scheme, unified=r.unified, notes=sorted(r.notes),
                 **about)
     left = sorted(n for n in set(ck.tensors) - r.used if n.rpartition('.')[2] not in ('k_scale', 'v_scale') and n != 'lm_head.weight')
-    if left: raise CookError(f'{about.get("name")} has {len(left)} tensors that the fast tier has no place for, the first is {left[0]}')
+    if left:
+        raise CookError(f'{about.get("name")} has {len(left)} tensors that the fast tier has no place for, the first is {left[0]}')
     return d
 
 # %% ../nbs/58_decoder.ipynb #2e7544e2
@@ -239,21 +257,27 @@ def read_layer(r, prefix):
 def _fast(dev, dtype, wanted, layers):
     "True, or why plain PyTorch computes."
     import torch
-    if dev.kind != 'cuda': return 'no GPU'
-    if not wanted: return 'asked for'
-    if dtype != torch.bfloat16: return f'{dtype} is no format of the kernels'
+    if dev.kind != 'cuda':
+        return 'no GPU'
+    if not wanted:
+        return 'asked for'
+    if dtype != torch.bfloat16:
+        return f'{dtype} is no format of the kernels'
     kinds = {p.kind for l in layers for p in l.products.values()}
-    for k in kinds & {'fp8', 'fp8_token', 'fp8_block'}: _can_run('fp8', dev)
+    for k in kinds & {'fp8', 'fp8_token', 'fp8_block'}:
+        _can_run('fp8', dev)
     return missing() or True
 
 # %% ../nbs/58_decoder.ipynb #fe7daf05
 def _can_run(scheme, dev):
     s = runs_on(scheme, dev)
-    if s.how == 'fake': raise CookError(f"{s.why}; the general tier's kernels='reference' computes the same values")
+    if s.how == 'fake':
+        raise CookError(f"{s.why}; the general tier's kernels='reference' computes the same values")
 
 # %% ../nbs/58_decoder.ipynb #8258cbd8
 def _tokenizer(path):
-    if not any((Path(path)/f).exists() for f in ('tokenizer.json', 'tokenizer_config.json')): return None
+    if not any((Path(path)/f).exists() for f in ('tokenizer.json', 'tokenizer_config.json')):
+        return None
     from transformers import AutoTokenizer
     return AutoTokenizer.from_pretrained(path, trust_remote_code=False)
 
@@ -275,9 +299,12 @@ def serve(
     ck = Checkpoint.open(path)
     why = why_not(ck)
     if not why:
-        try: return load(path, device, **kw), ''
-        except CookError as e: why = str(e)
-    if ck.scheme: return runtime.load(path, device), why
+        try:
+            return load(path, device, **kw), ''
+        except CookError as e:
+            why = str(e)
+    if ck.scheme:
+        return runtime.load(path, device), why
     return models.load(str(path), device), why
 
 # %% ../nbs/58_decoder.ipynb #de66c338
@@ -285,13 +312,17 @@ def prompt_ids(d, prompts):
     "Prompts (texts or token ids) as lists of ids."
     out = []
     for p in prompts:
-        if isinstance(p, str) and d.tokenizer is None: raise CookError(f'{d.name} has no tokenizer; give prompts as token ids')
+        if isinstance(p, str) and d.tokenizer is None:
+            raise CookError(f'{d.name} has no tokenizer; give prompts as token ids')
         ids = d.tokenizer(p)['input_ids'] if isinstance(p, str) else [int(i) for i in p]
-        if not ids: raise CookError(f'prompt {len(out)} is empty; give at least one token')
+        if not ids:
+            raise CookError(f'prompt {len(out)} is empty; give at least one token')
         wrong = next((i for i in ids if not 0 <= i < d.arch.vocab), None)
-        if wrong is not None: raise CookError(f'prompt {len(out)} has the token {wrong}; {d.name} knows 0 to {d.arch.vocab - 1}')
+        if wrong is not None:
+            raise CookError(f'prompt {len(out)} has the token {wrong}; {d.name} knows 0 to {d.arch.vocab - 1}')
         out.append(ids)
-    if not out: raise CookError('there are no prompts; give at least one')
+    if not out:
+        raise CookError('there are no prompts; give at least one')
     return out
 
 # %% ../nbs/58_decoder.ipynb #5dbc74ad
@@ -303,7 +334,8 @@ def pick(
 ): # int64 [batch]
     "Choose the next tokens."
     import torch
-    if temperature <= 0: return logits.argmax(-1)
+    if temperature <= 0:
+        return logits.argmax(-1)
     p, order = (logits / temperature).softmax(-1).sort(-1, descending=True)
     p = p.masked_fill(p.cumsum(-1) - p >= top_p, 0)
     return order.gather(1, torch.multinomial(p, 1, generator=generator))[:, 0]
@@ -335,12 +367,14 @@ def start(
 # %% ../nbs/58_decoder.ipynb #19e11448
 def steps(d, cache, logits, n, choose=None):
     "Yield the next tokens of a batch, n times; greedy without `choose`."
-    if d.fast: yield from d.fast.steps(cache, logits, n, choose)
+    if d.fast:
+        yield from d.fast.steps(cache, logits, n, choose)
     else:
         for i in range(n):
             new = choose(logits) if choose else logits.argmax(-1)
             yield new
-            if i + 1 < n: logits = d.logits(d.forward(new[:, None], cache)[:, -1])
+            if i + 1 < n:
+                logits = d.logits(d.forward(new[:, None], cache)[:, -1])
 
 # %% ../nbs/58_decoder.ipynb #b12f656b
 def generate(
@@ -356,7 +390,8 @@ def generate(
 ) -> list: # of `Generation`, one a prompt
     "Continue a batch of prompts."
     import torch
-    if max_new_tokens < 1: raise CookError(f'max_new_tokens is {max_new_tokens}; expected at least 1')
+    if max_new_tokens < 1:
+        raise CookError(f'max_new_tokens is {max_new_tokens}; expected at least 1')
     prompts = [prompts] if isinstance(prompts, str) else list(prompts)
     ids, stop = prompt_ids(d, prompts), d.stop if stop is None else set(stop)
     g = torch.Generator(d.device.torch).manual_seed(seed)
@@ -366,7 +401,8 @@ def generate(
         cache, logits = start(d, ids, max_new_tokens, capacity)
         for step_ in steps(d, cache, logits, max_new_tokens, choose):
             _collect(new, step_.tolist(), stop, on_token)
-            if all(n and n[-1] in stop for n in new): break
+            if all(n and n[-1] in stop for n in new):
+                break
     seconds = time.perf_counter() - t0
     text = lambda n: None if d.tokenizer is None else d.tokenizer.decode(n, skip_special_tokens=True)
     return [Generation(p, n, text(n), seconds, d.name) for p, n in zip(prompts, new)]
@@ -376,8 +412,10 @@ def _collect(new, tokens, stop, on_token):
     "Append a step's tokens to the texts that are not finished."
     going = [not (n and n[-1] in stop) for n in new]
     for n, t, on in zip(new, tokens, going):
-        if on: n.append(t)
-    if on_token: on_token([t if on else None for t, on in zip(tokens, going)])
+        if on:
+            n.append(t)
+    if on_token:
+        on_token([t if on else None for t, on in zip(tokens, going)])
 
 # %% ../nbs/58_decoder.ipynb #d527cdc7
 class DecoderLogits:
@@ -395,15 +433,18 @@ class DecoderLogits:
     def hidden(self, ids): # int64 [windows, tokens] -> [windows, tokens, hidden]
         "Final hidden states."
         import torch
-        with torch.inference_mode(): return self.d.forward(ids.to(self.device))
+        with torch.inference_mode():
+            return self.d.forward(ids.to(self.device))
     def head(self, h): # [positions, hidden] -> float32 [positions, vocabulary]
         "Logits, summed and kept in float32."
         import torch
         with torch.inference_mode():
-            if h.is_cuda: return self.d.logits(h)
+            if h.is_cuda:
+                return self.d.logits(h)
             return h.float() @ self._wide.t()
     @functools.cached_property
-    def _wide(self): return self.d.lm_head.float()
+    def _wide(self):
+        return self.d.lm_head.float()
 
 # %% ../nbs/58_decoder.ipynb #731c7caf
 def product_errors(
@@ -426,7 +467,8 @@ def product_errors(
     return out
 
 # %% ../nbs/58_decoder.ipynb #f3fee1ac
-def _error(y, want): return float((y.double() - want).norm() / want.norm())
+def _error(y, want):
+    return float((y.double() - want).norm() / want.norm())
 
 # %% ../nbs/58_decoder.ipynb #59220228
 def reference(p, ck, x):
@@ -445,7 +487,8 @@ def reference(p, ck, x):
 def on_grid(p, x, t):
     "An input as a product sees it, scales multiplied back in."
     x = x.float() * t['pre_quant_scale'].float() if 'pre_quant_scale' in t else x.float()
-    if p.kind in ('bf16', 'int8_wo', 'fp8_block'): return x.double()
+    if p.kind in ('bf16', 'int8_wo', 'fp8_block'):
+        return x.double()
     top = 127. if p.kind.startswith('int8') else E4M3_MAX
     s = t['input_scale'].float() if p.input_scale is not None else x.abs().amax(1, keepdim=True).clamp(min=1e-12) / top
     q = (x / s).round().clamp(-128, 127) if top == 127. else quantize_e4m3(x, s)

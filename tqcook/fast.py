@@ -11,13 +11,28 @@ from . import kernels
 from .core import CookError
 from .kernels import launch, rehearse
 from .linears import int8_mm
-from .step import Choices, Knobs, Port, Step, capture, forms, graph_seconds, norm, port, pow2, product, quantize, width
+from tqcook.step import (
+    Choices,
+    Knobs,
+    Port,
+    Step,
+    capture,
+    forms,
+    graph_seconds,
+    norm,
+    port,
+    pow2,
+    product,
+    quantize,
+    width,
+)
 
 # %% ../nbs/57_fast.ipynb #44f36c95
 class _Head:
     "The output head, as the kernels want a product."
     kind, scale, input_scale, smooth, bias = 'bf16', None, None, None, None
-    def __init__(self, weight): self.weight, self.nbytes = weight, weight.numel() * weight.element_size()
+    def __init__(self, weight):
+        self.weight, self.nbytes = weight, weight.numel() * weight.element_size()
 
 # %% ../nbs/57_fast.ipynb #fa2dc894
 class Fast:
@@ -31,14 +46,16 @@ class Fast:
         cuda = d.embed.is_cuda
         at = torch.cuda.get_device_properties(d.embed.device) if cuda else None
         self.units = at.multi_processor_count if cuda else 4
-        if not cuda or (at.major, at.minor) < (9, 0): self.knobs = Knobs(pdl=False, keys=False)
+        if not cuda or (at.major, at.minor) < (9, 0):
+            self.knobs = Knobs(pdl=False, keys=False)
         self.choices = Choices(f'{at.name}, triton {kernels.triton.__version__}' if cuda else 'interpreter')
         fold = lambda w, p: w.float() if p.smooth is None else w.float() * p.smooth.float()
         self.norms = [(fold(l.norm1, l.qkv), fold(l.norm2, l.gate_up)) for l in d.layers]
 
     def port(self, p, step=False):
         "How a product takes its input, in a prefill or in a step."
-        if (id(p), step) not in self.ports: self.ports[id(p), step] = port(p, step)
+        if (id(p), step) not in self.ports:
+            self.ports[id(p), step] = port(p, step)
         return self.ports[id(p), step]
     def ahead(self, p, form, knobs, name):
         "Bytes of each row of a program to ask for early: no more than the row has."
@@ -53,7 +70,8 @@ class Fast:
         "Block sizes that a product could take."
         (n, k), t = p.weight.shape, self.port(p, True)
         c = forms(n, k, batch, p.weight.element_size(), name == 'gate_up', t.block, t.columns(batch)[1])
-        if not c: raise CookError(f'a product of {n} x {k} fits no block size of the kernels; load with fast=False')
+        if not c:
+            raise CookError(f'a product of {n} x {k} fits no block size of the kernels; load with fast=False')
         return c
     def form(self, p, batch, name):
         "The block sizes of a product: measured, or the likeliest."
@@ -66,22 +84,27 @@ class Fast:
 # %% ../nbs/57_fast.ipynb #dd02df4a
 def fast_prepare(self, batch):
     "Measure block sizes of shapes that were not met before; all candidates are compiled side by side."
-    if not self.tune or not self.d.embed.is_cuda: return
+    if not self.tune or not self.d.embed.is_cuda:
+        return
     todo = {}
     for name, p in [(n, p) for l in self.d.layers for n, p in l.products.items()] + [('head', self.head)]:
         key = self.key(p, batch, name)
-        if key in self.picked or self.choices.get(key) or p.weight.numel() < 2**21: continue
+        if key in self.picked or self.choices.get(key) or p.weight.numel() < 2**21:
+            continue
         todo.setdefault(key, Trial(self, p, batch, name))
     with rehearse() as dry:
-        for t in todo.values() if dry else (): t.all()
-    for key, t in bar(todo.items(), 'block sizes', self.progress): self.choices.put(key, t.best())
+        for t in todo.values() if dry else ():
+            t.all()
+    for key, t in bar(todo.items(), 'block sizes', self.progress):
+        self.choices.put(key, t.best())
     self.choices.save()
 
 # %% ../nbs/57_fast.ipynb #5c6015a2
 def bar(items, what, show=True):
     "A progress bar, where there is work."
     items = list(items)
-    if not items or not show: return items
+    if not items or not show:
+        return items
     from tqdm.auto import tqdm
     return tqdm(items, desc=what, leave=False)
 
@@ -100,14 +123,18 @@ class Trial:
         self.out = torch.empty(len(self.x), n // 2, dtype=torch.bfloat16, device=dev) if self.swiglu else torch.empty(4, batch, n, device=dev)
         self.forms, self.times = fast.candidates(p, batch, name), {}
     def run(self, form):
-        for q in self.same: product(q, self.fast.port(q, True), self.x, self.out, self.batch, form, self.xs, self.swiglu)
+        for q in self.same:
+            product(q, self.fast.port(q, True), self.x, self.out, self.batch, form, self.xs, self.swiglu)
     def all(self):
-        for f in self.forms: product(self.same[0], self.t, self.x, self.out, self.batch, f, self.xs, self.swiglu)
+        for f in self.forms:
+            product(self.same[0], self.t, self.x, self.out, self.batch, f, self.xs, self.swiglu)
     def best(self): # Form
         for f in self.forms:
-            try: self.times[f] = graph_seconds(lambda: self.run(f)) / len(self.same)
+            try:
+                self.times[f] = graph_seconds(lambda: self.run(f)) / len(self.same)
             except Exception as e: # a form that this GPU has no shared memory for
-                if 'resource' not in str(e) and 'shared' not in str(e): raise
+                if 'resource' not in str(e) and 'shared' not in str(e):
+                    raise
         self.fast.trials.append(self)
         return min(self.times, key=self.times.get)
 
@@ -118,8 +145,10 @@ def fast_product(self, p, x):
     t, rows = self.port(p, True), len(x)
     pad = torch.zeros(t.rows(rows), x.shape[1], dtype=t.dtype, device=x.device)
     xs = torch.ones(len(pad), device=x.device)
-    if t.mode or p.smooth is not None: quantize(x.contiguous(), p.smooth, pad, t, rows, xs)
-    else: pad[:rows] = x
+    if t.mode or p.smooth is not None:
+        quantize(x.contiguous(), p.smooth, pad, t, rows, xs)
+    else:
+        pad[:rows] = x
     f = self.form(p, rows, 'plain')
     out = torch.zeros(f.splits, rows, p.weight.shape[0], device=x.device)
     product(p, t, pad, out, rows, f, xs)
@@ -133,14 +162,16 @@ Fast.prepare, Fast.product = fast_prepare, fast_product
 def fast_reuse(self, batch, capacity): # Cache's tensors or None
     "The cache of the last step when it is free and of the same size, so that its graph still holds."
     s = self.step
-    if s is None or self.busy or (s.B, s.cache.capacity) != (batch, capacity): return None
+    if s is None or self.busy or (s.B, s.cache.capacity) != (batch, capacity):
+        return None
     return s.cache
 
 # %% ../nbs/57_fast.ipynb #5640d0ba
 def fast_steps(self, cache, logits, n, choose):
     "Yield the next tokens of a batch, n times; the GPU works on the next step while the last tokens are read."
     import torch
-    if self.step is None or self.step.cache is not cache: self.step = Step(self, cache)
+    if self.step is None or self.step.cache is not cache:
+        self.step = Step(self, cache)
     s, self.busy = self.step, True
     greedy = choose is None
     try:
@@ -164,7 +195,8 @@ def fast_steps(self, cache, logits, n, choose):
         if n > 1:
             done[-1].synchronize()
             yield host[n - 1]
-    finally: self.busy = False
+    finally:
+        self.busy = False
 
 # %% ../nbs/57_fast.ipynb #8c5d444d
 Fast.reuse, Fast.steps = fast_reuse, fast_steps
@@ -178,16 +210,20 @@ def library(
 ): # (sums [rows, N], how much is left to scale: 0 nothing, 1 weight, 2 weight and token)
     "One product of many rows by the libraries."
     import torch
-    if p.kind == 'bf16': return x @ p.weight.t(), 0
-    if p.kind == 'int8_wo': return x @ p.weight.to(x.dtype).t(), 1
+    if p.kind == 'bf16':
+        return x @ p.weight.t(), 0
+    if p.kind == 'int8_wo':
+        return x @ p.weight.to(x.dtype).t(), 1
     if p.kind == 'fp8_block':
         w = p.weight.to(torch.bfloat16).reshape(*p.scale.shape, 128) * p.scale[:, :, None].to(torch.bfloat16)
         return x @ w.reshape(p.weight.shape).t(), 0
-    if p.kind.startswith('int8'): return int8_mm(x, p.weight), t.scaled
+    if p.kind.startswith('int8'):
+        return int8_mm(x, p.weight), t.scaled
     rows = xs is not None or t.one is None
     sa = t.static.reshape(1) if xs is None else xs
     sb = t.one if not rows else p.scale.reshape(1, -1)
-    if rows: sa = sa.reshape(-1, 1).expand(len(x), 1).contiguous()
+    if rows:
+        sa = sa.reshape(-1, 1).expand(len(x), 1).contiguous()
     return torch._scaled_mm(x, p.weight.t(), scale_a=sa, scale_b=sb, out_dtype=torch.bfloat16, use_fast_accum=True), 0
 
 # %% ../nbs/57_fast.ipynb #c62a7950
@@ -244,7 +280,8 @@ class Prefill:
             j = torch.arange(self.start + self.T, device=q.device)
             mask = (j[None] <= j[self.start:, None])[None] & (j >= self.pad[:, None])[:, None]
             return F(q, k, v, attn_mask=mask[:, None], enable_gqa=True)
-        if not any(self.pads): return F(q, k, v, is_causal=True, enable_gqa=True)
+        if not any(self.pads):
+            return F(q, k, v, is_causal=True, enable_gqa=True)
         out = torch.zeros_like(q)
         for b, p in enumerate(self.pads):
             out[b:b + 1, :, p:] = F(q[b:b + 1, :, p:], k[b:b + 1, :, p:], v[b:b + 1, :, p:], is_causal=True, enable_gqa=True)
@@ -293,7 +330,8 @@ SHORT = 4096 # tokens of a prefill that is worth a graph
 def fast_prefill(self, ids, cache): # [batch, tokens, hidden]
     "Many tokens through the body."
     p = Prefill(self, ids, cache)
-    if cache is None or p.start or any(p.pads) or p.rows > SHORT or not ids.is_cuda: return p.run()
+    if cache is None or p.start or any(p.pads) or p.rows > SHORT or not ids.is_cuda:
+        return p.run()
     key = cache.k.data_ptr(), tuple(ids.shape)
     if self.recorded.get('key') != key:
         self.recorded = dict(key=key)

@@ -8,6 +8,7 @@ __all__ = ['FAMILIES', 'GROUPS', 'KINDS', 'LEAVES', 'Arch', 'arch_of', 'why_not'
 
 # %% ../nbs/54_fused.ipynb #d9a5d6c3
 from dataclasses import dataclass
+
 from .checkpoint import Checkpoint
 from .core import CookError, need
 from .formats import E4M3_MAX, dequantize, quantize_e4m3, storage_of
@@ -32,7 +33,8 @@ class Arch:
     tied: bool # output weights are the embedding's
     window: int = 0 # sliding window in tokens; 0: none
     @property
-    def widths(self): return [n * self.head_dim for n in (self.heads, self.kv_heads, self.kv_heads)]
+    def widths(self):
+        return [n * self.head_dim for n in (self.heads, self.kv_heads, self.kv_heads)]
     @property
     def params(self): # of the products in the body
         return self.layers * self.hidden * (sum(self.widths) + self.widths[0] + 3 * self.inter)
@@ -60,14 +62,19 @@ def why_not(
     "Why the fast tier does not serve a checkpoint."
     c = ck.config
     kind, act = c.get('model_type'), c.get('hidden_act', 'silu')
-    if ck.layout not in ('hf', 'compressed-tensors', 'deepseek'): return f'its layout is {ck.layout}'
-    if kind not in FAMILIES: return f'its architecture is {kind}; the fast tier knows {", ".join(FAMILIES)}'
-    if act != 'silu': return f'its activation function is {act}, not silu'
+    if ck.layout not in ('hf', 'compressed-tensors', 'deepseek'):
+        return f'its layout is {ck.layout}'
+    if kind not in FAMILIES:
+        return f'its architecture is {kind}; the fast tier knows {", ".join(FAMILIES)}'
+    if act != 'silu':
+        return f'its activation function is {act}, not silu'
     rope = (c.get('rope_parameters') or c.get('rope_scaling') or {}).get('rope_type', 'default')
-    if rope not in ('default', 'linear', 'llama3', 'yarn'): return f'its rotary embedding is of type {rope}'
+    if rope not in ('default', 'linear', 'llama3', 'yarn'):
+        return f'its rotary embedding is of type {rope}'
     if any('weight_scale' in ck.modules.get(m, {}) for m in ('lm_head', 'model.embed_tokens')):
         return 'its output head or embedding is quantized'
-    if ck.kv not in ('none', 'fp8'): return f'its KV cache is in {ck.kv}'
+    if ck.kv not in ('none', 'fp8'):
+        return f'its KV cache is in {ck.kv}'
     if any(k.endswith('o_proj.bias') or k.endswith('down_proj.bias') for k in ck.tensors):
         return 'its o or down projections have a bias'
     dim = arch_of(c).head_dim
@@ -93,10 +100,12 @@ class Product:
     def __call__(self, x): # [..., K] -> [..., N]
         return multiply(self, x.reshape(-1, x.shape[-1])).reshape(*x.shape[:-1], -1)
     @property
-    def nbytes(self): return sum(t.numel() * t.element_size() for t in (self.weight, self.scale) if t is not None)
+    def nbytes(self):
+        return sum(t.numel() * t.element_size() for t in (self.weight, self.scale) if t is not None)
 
 # %% ../nbs/54_fused.ipynb #bf4460f9
-def smoothed(p, x): return x if p.smooth is None else (x.float() * p.smooth.float()).to(x.dtype)
+def smoothed(p, x):
+    return x if p.smooth is None else (x.float() * p.smooth.float()).to(x.dtype)
 
 # %% ../nbs/54_fused.ipynb #fb279db1
 def multiply(
@@ -106,14 +115,19 @@ def multiply(
     "One product in plain PyTorch."
     import torch
     F = torch.nn.functional
-    if p.kind == 'bf16': return F.linear(smoothed(p, x), p.weight, p.bias)
+    if p.kind == 'bf16':
+        return F.linear(smoothed(p, x), p.weight, p.bias)
     t = dict(weight=p.weight, weight_scale=p.scale, input_scale=p.input_scale, pre_quant_scale=p.smooth, bias=p.bias)
     t = {k: v for k, v in t.items() if v is not None}
-    if p.kind == 'int8_wo': return quantized_linear('int8_wo', x, t)
-    if p.kind.startswith('int8'): return quantized_linear('int8_sq', x, t, 'static' if 'input_scale' in t else 'token')
-    if p.kind == 'fp8_block': return F.linear(x, widen(p, x.dtype), p.bias)
+    if p.kind == 'int8_wo':
+        return quantized_linear('int8_wo', x, t)
+    if p.kind.startswith('int8'):
+        return quantized_linear('int8_sq', x, t, 'static' if 'input_scale' in t else 'token')
+    if p.kind == 'fp8_block':
+        return F.linear(x, widen(p, x.dtype), p.bias)
     s = p.input_scale
-    if s is None: s = x.float().abs().amax(1, keepdim=True).clamp(min=1e-12) / E4M3_MAX
+    if s is None:
+        s = x.float().abs().amax(1, keepdim=True).clamp(min=1e-12) / E4M3_MAX
     return fp8_mm(quantize_e4m3(x, s), p.weight, s, p.scale, p.bias, x.dtype)
 
 # %% ../nbs/54_fused.ipynb #761b54fb
@@ -121,8 +135,10 @@ def widen(p, dtype=None):
     "The weight in 16 bits."
     import torch
     w = p.weight.float()
-    if p.kind == 'fp8_block': w = (w.reshape(*p.scale.shape, 128) * p.scale[:, :, None]).reshape(w.shape)
-    elif p.scale is not None: w = w * p.scale[:, None]
+    if p.kind == 'fp8_block':
+        w = (w.reshape(*p.scale.shape, 128) * p.scale[:, :, None]).reshape(w.shape)
+    elif p.scale is not None:
+        w = w * p.scale[:, None]
     return w.to(dtype or torch.bfloat16)
 
 # %% ../nbs/54_fused.ipynb #30f6d581
@@ -133,7 +149,8 @@ class Unified:
     square: float = 0. # squared differences of the weights
     total: float = 0. # squared weights, of these groups
     @property
-    def error(self): return (self.square / self.total) ** .5 if self.total else 0.
+    def error(self):
+        return (self.square / self.total) ** .5 if self.total else 0.
     def add(self, old, new):
         self.square += float((old - new).square().sum())
         self.total += float(old.square().sum())
@@ -147,12 +164,15 @@ def unify(
     import torch
     scales = [s for _, s in parts]
     top = torch.stack(scales).max()
-    if told is not None and any(s != top for s in scales): told.groups += 1
+    if told is not None and any(s != top for s in scales):
+        told.groups += 1
     for w, s in parts:
-        if s == top: continue
+        if s == top:
+            continue
         old = w.float() * s
         w.copy_(quantize_e4m3(old, top))
-        if told is not None: told.add(old, w.float() * top)
+        if told is not None:
+            told.add(old, w.float() * top)
     return top
 
 # %% ../nbs/54_fused.ipynb #34a07cc5
@@ -164,15 +184,19 @@ def stored_as(ck, name): # None: not quantized
     parts = ck.modules.get(name)
     if parts is None or 'weight' not in parts:
         raise CookError(f'{ck.path} has no {name}.weight; config.json and weights do not belong together')
-    if not {'weight_scale', 'weight_scale_inv'} & parts.keys(): return None
+    if not {'weight_scale', 'weight_scale_inv'} & parts.keys():
+        return None
     return storage_of(parts, name, ck.algo)
 
 # %% ../nbs/54_fused.ipynb #e8a94673
 def kind_of(ck, storage, static, token): # a key of KINDS
     "How a stored format multiplies."
-    if storage == 'int8_wo' and ck.scheme == 'int8_token': return 'int8_token'
-    if storage in ('int8_sq', 'int8_token'): return 'int8' if static and not token else 'int8_token'
-    if storage == 'fp8': return 'fp8' if static else 'fp8_token'
+    if storage == 'int8_wo' and ck.scheme == 'int8_token':
+        return 'int8_token'
+    if storage in ('int8_sq', 'int8_token'):
+        return 'int8' if static and not token else 'int8_token'
+    if storage == 'fp8':
+        return 'fp8' if static else 'fp8_token'
     return {None: 'bf16', 'fp8_rowwise': 'fp8_token', 'int8_wo': 'int8_wo', 'fp8_block': 'fp8_block'}.get(storage, 'bf16')
 
 # %% ../nbs/54_fused.ipynb #edccad08
@@ -180,7 +204,8 @@ def _shared(parts, leaf, names, ck):
     "A tensor that all parts of a group must have in common."
     import torch
     got = [p.get(leaf) for p in parts]
-    if all(g is None for g in got): return None
+    if all(g is None for g in got):
+        return None
     if any(g is None or not torch.equal(g, got[0]) for g in got):
         raise CookError(f'{ck.path}: {leaf} of {", ".join(names)} differ, so they cannot be one product; '
                         f'the general tier runs this checkpoint')
@@ -195,7 +220,8 @@ class Reader:
     def read(self, name):
         self.used.add(name)
         return self.ck.read(name).to(self.device)
-    def plain(self, name): return self.read(name).to(self.dtype)
+    def plain(self, name):
+        return self.read(name).to(self.dtype)
     def parts(self, names):
         return [{l: self.read(f'{n}.{l}') for l in LEAVES if l in self.ck.modules[n]} for n in names]
 
@@ -223,13 +249,15 @@ class Reader:
 
     def stored(self, kind, storage, parts):
         "Kind, weights and scales by row of a group's parts."
-        if storage is None: return kind, [p['weight'].to(self.dtype) for p in parts], None
+        if storage is None:
+            return kind, [p['weight'].to(self.dtype) for p in parts], None
         if kind == 'bf16' or kind == 'fp8_block' and parts[0]['weight'].shape[1] % 128:
             self.notes.add(f'{storage} weights were widened to 16 bits')
             return 'bf16', [dequantize(storage, p).to(self.dtype) for p in parts], None
         weights = [p['weight'] for p in parts]
         scales = [p.get('weight_scale', p.get('weight_scale_inv')).float() for p in parts]
-        if kind == 'fp8_block': return kind, weights, [by_row(s, w) for w, s in zip(weights, scales)]
+        if kind == 'fp8_block':
+            return kind, weights, [by_row(s, w) for w, s in zip(weights, scales)]
         if storage == 'fp8' and self.scales == 'max' and len(parts) > 1:
             top = unify([(w, s.reshape(())) for w, s in zip(weights, scales)], self.unified)
             scales = [top] * len(parts)
@@ -245,7 +273,8 @@ def _interleave(tensors):
     "Rows of two tensors in turn."
     import torch
     out = torch.empty(2 * len(tensors[0]), *tensors[0].shape[1:], dtype=tensors[0].dtype, device=tensors[0].device)
-    for i, t in enumerate(tensors): out[i::2] = t
+    for i, t in enumerate(tensors):
+        out[i::2] = t
     return out
 
 # %% ../nbs/54_fused.ipynb #fbd57738
@@ -261,7 +290,8 @@ class Layer:
     q_norm: object = None # [head_dim]; Qwen3
     k_norm: object = None
     @property
-    def products(self): return dict(qkv=self.qkv, o=self.o, gate_up=self.gate_up, down=self.down)
+    def products(self):
+        return dict(qkv=self.qkv, o=self.o, gate_up=self.gate_up, down=self.down)
 
 # %% ../nbs/54_fused.ipynb #b1c699df
 def rope_table(

@@ -12,7 +12,9 @@ __all__ = ['constexpr', 'tl', 'triton', 'kernel', 'missing', 'ready', 'launch', 
 import contextlib
 import functools
 import os
+
 from .core import CookError
+
 constexpr = 'constexpr' # Triton goes by the name: a parameter that is fixed when a kernel is compiled
 tl = triton = None # filled by `ready`: importing Triton takes a second, and not every machine has it
 _kernels = []
@@ -32,22 +34,28 @@ def missing() -> str: # '' where Triton's kernels can run
     try:
         import torch
         import triton as found
-    except ImportError as e: return f'{e.name} is not installed'
+    except ImportError as e:
+        return f'{e.name} is not installed'
     del found
-    if os.environ.get('TRITON_INTERPRET') == '1': return ''
-    if not torch.cuda.is_available(): return 'there is no GPU'
-    if torch.cuda.get_device_capability() < (8, 0): return 'the GPU is older than sm80, and the kernels need its asynchronous copies'
+    if os.environ.get('TRITON_INTERPRET') == '1':
+        return ''
+    if not torch.cuda.is_available():
+        return 'there is no GPU'
+    if torch.cuda.get_device_capability() < (8, 0):
+        return 'the GPU is older than sm80, and the kernels need its asynchronous copies'
     return ''
 
 # %% ../nbs/53_kernels.ipynb #64ae4844
 @functools.cache
 def ready():
     "Import Triton and make every marked function a kernel."
-    if missing(): raise CookError(f'the Triton kernels cannot run: {missing()}; the decoder runs without them')
+    if missing():
+        raise CookError(f'the Triton kernels cannot run: {missing()}; the decoder runs without them')
     import triton
     import triton.language
     globals().update(triton=triton, tl=triton.language, constexpr=triton.language.constexpr)
-    for f in _kernels: globals()[f.__name__] = triton.jit(f)
+    for f in _kernels:
+        globals()[f.__name__] = triton.jit(f)
 
 # %% ../nbs/53_kernels.ipynb #167e56bf
 _rehearsals = []
@@ -59,8 +67,10 @@ def launch(
     *args, **kw,
 ):
     "Start a kernel, or only compile it during a rehearsal."
-    if _rehearsals: k.warmup(*args, grid=grid, **kw)
-    else: k[grid](*args, **kw)
+    if _rehearsals:
+        k.warmup(*args, grid=grid, **kw)
+    else:
+        k[grid](*args, **kw)
 
 # %% ../nbs/53_kernels.ipynb #479db66f
 @contextlib.contextmanager
@@ -73,8 +83,10 @@ def rehearse():
         return
     with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool, mode(pool, ignore_errors=True):
         _rehearsals.append(1)
-        try: yield True
-        finally: _rehearsals.pop()
+        try:
+            yield True
+        finally:
+            _rehearsals.pop()
 
 # %% ../nbs/53_kernels.ipynb #1b63bd61
 @kernel
@@ -115,8 +127,10 @@ def prefetch_asm(
 def take(ptr, offsets, mask, ws, cols, xs, row, SCALED: constexpr):
     "Load what a product left: finished (0), or sums without the weight's scales (1) and the token's (2)."
     v = tl.load(ptr + offsets, mask=mask, other=0).to(tl.float32)
-    if SCALED >= 1: v *= tl.load(ws + cols, mask=mask, other=0)
-    if SCALED == 2: v *= tl.load(xs + row)
+    if SCALED >= 1:
+        v *= tl.load(ws + cols, mask=mask, other=0)
+    if SCALED == 2:
+        v *= tl.load(xs + row)
     return v
 
 # %% ../nbs/53_kernels.ipynb #b3971be3
@@ -124,10 +138,13 @@ def take(ptr, offsets, mask, ws, cols, xs, row, SCALED: constexpr):
 def put_row(out, row, cols, mask, y, scales, static, N, SCALE: constexpr, MB: constexpr):
     "Store a row: as it is (0), with the calibrated scale (1), or with its own (2; 3: as digits), left in `scales`."
     if SCALE == 3:
-        if out.dtype.element_ty == tl.int8: put_digits(out, row, cols, mask, y, scales, N, MB)
-        else: put_parts(out, row, cols, mask, y, scales, N, MB)
+        if out.dtype.element_ty == tl.int8:
+            put_digits(out, row, cols, mask, y, scales, N, MB)
+        else:
+            put_parts(out, row, cols, mask, y, scales, N, MB)
     else:
-        if SCALE == 1: y = y / tl.load(static)
+        if SCALE == 1:
+            y = y / tl.load(static)
         if SCALE == 2:
             s = tl.maximum(tl.max(tl.abs(y), 0), 1e-12) / top_of(out)
             tl.store(scales + row, s)
@@ -179,9 +196,12 @@ def norm_kernel(resid, delta, tokens, table, weight, out, scales, static, ws, xs
     mask = cols < N
     w = tl.load(weight + cols, mask=mask, other=0).to(tl.float32)
     begin(resid, '', PDL)
-    if EMBED: x = tl.load(table + tl.load(tokens + row).to(tl.int64) * N + cols, mask=mask, other=0).to(tl.float32)
-    else: x = tl.load(resid + row * N + cols, mask=mask, other=0).to(tl.float32)
-    for i in tl.static_range(SPLITS): x += take(delta, (i * rows + row) * N + cols, mask, ws, cols, xs, row, SCALED)
+    if EMBED:
+        x = tl.load(table + tl.load(tokens + row).to(tl.int64) * N + cols, mask=mask, other=0).to(tl.float32)
+    else:
+        x = tl.load(resid + row * N + cols, mask=mask, other=0).to(tl.float32)
+    for i in tl.static_range(SPLITS):
+        x += take(delta, (i * rows + row) * N + cols, mask, ws, cols, xs, row, SCALED)
     if EMBED or SPLITS > 0:
         x = x.to(resid.dtype.element_ty)
         tl.store(resid + row * N + cols, x, mask=mask)
@@ -198,13 +218,16 @@ def quantize_kernel(x, smooth, out, scales, static, N, SMOOTH: constexpr, SCALE:
     mask = cols < N
     begin(x, '', PDL)
     y = tl.load(x + row * N + cols, mask=mask, other=0).to(tl.float32)
-    if SMOOTH: y *= tl.load(smooth + cols, mask=mask, other=0).to(tl.float32)
-    if SCALE == 1: put(out, row * N + cols, mask, tl.div_rn(y, tl.load(static)))
+    if SMOOTH:
+        y *= tl.load(smooth + cols, mask=mask, other=0).to(tl.float32)
+    if SCALE == 1:
+        put(out, row * N + cols, mask, tl.div_rn(y, tl.load(static)))
     elif SCALE == 2:
         s = tl.maximum(tl.max(tl.abs(y), 0), 1e-12) / top_of(out)
         tl.store(scales + row, s)
         put(out, row * N + cols, mask, tl.div_rn(y, s))
-    else: put_row(out, row, cols, mask, y, scales, static, N, SCALE, MB)
+    else:
+        put_row(out, row, cols, mask, y, scales, static, N, SCALE, MB)
 
 # %% ../nbs/53_kernels.ipynb #15156823
 @kernel
@@ -217,7 +240,8 @@ def swiglu_kernel(gu, smooth, out, scales, static, ws, xs, N, SCALED: constexpr,
     cols = tl.arange(0, WIDTH)
     mask = cols < N
     y = g / (1 + tl.exp(-g)) * u
-    if SMOOTH: y *= tl.load(smooth + cols, mask=mask, other=0).to(tl.float32)
+    if SMOOTH:
+        y *= tl.load(smooth + cols, mask=mask, other=0).to(tl.float32)
     put_row(out, row, cols, mask, y, scales, static, N, SCALE, 1)
 
 # %% ../nbs/53_kernels.ipynb #88c60f23
@@ -235,8 +259,10 @@ def finish(acc, out, smooth, static, rn, rm, n0, split, rows, N, BN: constexpr, 
     if SWIGLU:
         h = swiglu(acc, BN, BM)
         ri = n0 // 2 + tl.arange(0, BN // 2)
-        if SMOOTH: h *= tl.load(smooth + ri).to(tl.float32)[:, None]
-        if SCALE == 1: h = h / tl.load(static)
+        if SMOOTH:
+            h *= tl.load(smooth + ri).to(tl.float32)[:, None]
+        if SCALE == 1:
+            h = h / tl.load(static)
         put(out, rm[None, :] * (N // 2) + ri[:, None], rm[None, :] < rows, h)
     else:
         tl.store(out + (split * rows + rm[None, :]) * N + rn[:, None], acc, mask=rm[None, :] < rows)
@@ -258,15 +284,20 @@ def product_kernel(w, x, ws, xs, out, smooth, static, rows, N: constexpr, K: con
         if BLOCK: # a scale for each row and 128 inputs
             s = tl.load(ws + rn * (K // 128) + (split * (K // SPLITS) + k) // 128)
             acc += tl.dot(a, b) * s[:, None]
-        else: acc = tl.dot(a, b, acc, out_dtype=acc.dtype)
+        else:
+            acc = tl.dot(a, b, acc, out_dtype=acc.dtype)
         wp += BK
         xp += BK
     acc, rb = acc.to(tl.float32), tl.program_id(2) * MB + tl.arange(0, MB)
     if MB != BM:
-        if x.dtype.element_ty == tl.int8: acc = add_digits(acc, 65536., .00390625, BN, BM, MB)
-        else: acc = add_digits(acc, 1., .0625, BN, BM, MB)
-    if SCALED >= 1 and not BLOCK: acc *= tl.load(ws + rn)[:, None]
-    if SCALED == 2: acc *= tl.load(xs + rb, mask=rb < rows, other=0)[None, :]
+        if x.dtype.element_ty == tl.int8:
+            acc = add_digits(acc, 65536., .00390625, BN, BM, MB)
+        else:
+            acc = add_digits(acc, 1., .0625, BN, BM, MB)
+    if SCALED >= 1 and not BLOCK:
+        acc *= tl.load(ws + rn)[:, None]
+    if SCALED == 2:
+        acc *= tl.load(xs + rb, mask=rb < rows, other=0)[None, :]
     finish(acc, out, smooth, static, rn, rb, n0, split, rows, N, BN, MB, SWIGLU, SMOOTH, SCALE)
 
 # %% ../nbs/53_kernels.ipynb #a7d3c6fc
@@ -281,13 +312,16 @@ def gemv_kernel(w, x, ws, xs, out, smooth, static, N: constexpr, K: constexpr, B
     acc = tl.zeros([BN, BK], tl.float32)
     for k in tl.static_range(0, K, BK):
         wp = w + rn[:, None] * K + k + rk[None, :]
-        if K % BK == 0: acc += tl.load(wp).to(tl.float32) * tl.load(x + k + rk).to(tl.float32)[None, :]
+        if K % BK == 0:
+            acc += tl.load(wp).to(tl.float32) * tl.load(x + k + rk).to(tl.float32)[None, :]
         else:
             a = tl.load(wp, mask=(k + rk < K)[None, :], other=0.).to(tl.float32)
             acc += a * tl.load(x + k + rk, mask=k + rk < K, other=0.).to(tl.float32)[None, :]
     y = tl.sum(acc, 1)[:, None]
-    if SCALED >= 1: y *= tl.load(ws + rn)[:, None]
-    if SCALED == 2: y *= tl.load(xs)
+    if SCALED >= 1:
+        y *= tl.load(ws + rn)[:, None]
+    if SCALED == 2:
+        y *= tl.load(xs)
     finish(y, out, smooth, static, rn, rm, n0, split, 1, N, BN, 1, SWIGLU, SMOOTH, SCALE)
 
 # %% ../nbs/53_kernels.ipynb #72ad99b9
@@ -297,7 +331,8 @@ def pair(qkv, bias, b, cols, mask, rows, W, ws, xs, SPLITS: constexpr, SCALED: c
     v = tl.zeros(cols.shape, tl.float32)
     for i in tl.static_range(SPLITS):
         v += take(qkv, (i * rows + b) * W + cols, mask, ws, cols, xs, b, SCALED)
-    if BIAS: v += tl.load(bias + cols, mask=mask, other=0).to(tl.float32)
+    if BIAS:
+        v += tl.load(bias + cols, mask=mask, other=0).to(tl.float32)
     return v
 
 # %% ../nbs/53_kernels.ipynb #c1dee78c
@@ -370,8 +405,10 @@ def put_heads(out, y, g, d, b, h, smooth, static, H: constexpr, G: constexpr, D:
     "Store attention's result of a group of heads as the input of `o`."
     cols = (h * G + g)[:, None] * D + d[None, :]
     mask = (g < G)[:, None] & (d >= 0)[None, :]
-    if SMOOTH: y = y * tl.load(smooth + cols, mask=mask, other=0).to(tl.float32)
-    if SCALE == 1: y = y / tl.load(static)
+    if SMOOTH:
+        y = y * tl.load(smooth + cols, mask=mask, other=0).to(tl.float32)
+    if SCALE == 1:
+        y = y / tl.load(static)
     put(out, b * H * D + cols, mask, y)
 
 # %% ../nbs/53_kernels.ipynb #a2492d5a
@@ -438,7 +475,8 @@ def attention_kernel(qkv, bias, cos, sin, qn, kn, k, v, slot, pad, part, stat, c
         l = tl.where(s == 0, 1., 0.) + tl.zeros([16], tl.float32)
         acc = tl.where(s == 0, vn, 0.) + tl.zeros([16, D], tl.float32)
         m, l, acc = share(q1, q2, k, v, base, lo, t, s * per, tl.minimum((s + 1) * per, blocks), m, l, acc, scale, D, BLOCK)
-        if SPLITS == 1: put_heads(out, acc / l[:, None], g, dd, b, h, smooth, static, H, G, D, SMOOTH, SCALE)
+        if SPLITS == 1:
+            put_heads(out, acc / l[:, None], g, dd, b, h, smooth, static, H, G, D, SMOOTH, SCALE)
         elif combine(acc, m, l, part, stat, count, at, active, g, dd, G, SPLITS, D, GP, s):
             y = together(part, stat, at, active, SPLITS, D, GP)
             put_heads(out, y, tl.arange(0, GP), dd, b, h, smooth, static, H, G, D, SMOOTH, SCALE)

@@ -12,6 +12,7 @@ import os
 import statistics
 from dataclasses import dataclass, replace
 from pathlib import Path
+
 from . import kernels
 from .core import read_json, write_json
 from .kernels import launch, rehearse
@@ -29,7 +30,8 @@ class Port:
     one: object = None # the scale of all rows, where they have one
     def columns(self, batch): # (sequences in a tile, columns of a tile)
         "How a batch fills a tile of a product; digits take four columns for a sequence."
-        if self.mode != 3: return (width(batch),) * 2
+        if self.mode != 3:
+            return (width(batch),) * 2
         m = 4 if batch <= 4 else min(width(batch), 32)
         return m, 4 * m
     def rows(self, batch): # of the input buffer
@@ -44,11 +46,16 @@ def port(
 ) -> Port:
     "How the kernels feed a product."
     import torch
-    if p.kind == 'bf16': return Port(0, torch.bfloat16, None, None, 0)
-    if p.kind == 'int8_wo' and step: return Port(3, torch.int8, None, p.scale, 2)
-    if p.kind == 'int8_wo': return Port(0, torch.bfloat16, None, p.scale, 1)
-    if p.kind == 'fp8_block' and step: return Port(3, p.weight.dtype, None, p.scale, 2, True)
-    if p.kind == 'fp8_block': return Port(0, torch.bfloat16, None, p.scale, 0, True)
+    if p.kind == 'bf16':
+        return Port(0, torch.bfloat16, None, None, 0)
+    if p.kind == 'int8_wo' and step:
+        return Port(3, torch.int8, None, p.scale, 2)
+    if p.kind == 'int8_wo':
+        return Port(0, torch.bfloat16, None, p.scale, 1)
+    if p.kind == 'fp8_block' and step:
+        return Port(3, p.weight.dtype, None, p.scale, 2, True)
+    if p.kind == 'fp8_block':
+        return Port(0, torch.bfloat16, None, p.scale, 0, True)
     static = p.input_scale
     ws = p.scale if static is None else p.scale * static
     one = p.scale[:1] if bool((p.scale == p.scale[0]).all()) else None
@@ -64,7 +71,8 @@ class Form:
     warps: int = 4
     stages: int = 4
     dot: bool = True # tensor cores; False: ordinary arithmetic, one token only
-    def fits(self, n, k): return n % self.BN == 0 and (not self.dot or k % (self.BK * self.splits) == 0)
+    def fits(self, n, k):
+        return n % self.BN == 0 and (not self.dot or k % (self.BK * self.splits) == 0)
 
 # %% ../nbs/55_step.ipynb #d8148aa3
 def width(
@@ -85,12 +93,18 @@ def forms(
 ) -> list: # of `Form`
     "Candidates for a product, likeliest first."
     m, c = columns or width(batch), []
-    if block: tiles = [(64, 128, 4, 5), (64, 128, 4, 8), (128, 128, 4, 5), (128, 128, 8, 5)]
-    elif size == 1 and m <= 16: tiles = [(64, 256, 4, 4), (64, 256, 4, 5), (64, 512, 4, 3), (128, 256, 8, 4), (128, 128, 4, 5)]
-    elif m <= 16: tiles = [(64, 128, 4, 5), (64, 256, 4, 4), (128, 128, 8, 4)]
-    elif size == 1: tiles = [(64, 256, 4, 3), (128, 128, 4, 4), (128, 256, 8, 3), (64, 128, 4, 5)]
-    else: tiles = [(64, 128, 4, 4), (128, 128, 8, 3), (128, 64, 4, 4)]
-    if batch == 1 and size == 2: c += [Form(2, b, 1, 4, 1, False) for b in (1024, 2048)]
+    if block:
+        tiles = [(64, 128, 4, 5), (64, 128, 4, 8), (128, 128, 4, 5), (128, 128, 8, 5)]
+    elif size == 1 and m <= 16:
+        tiles = [(64, 256, 4, 4), (64, 256, 4, 5), (64, 512, 4, 3), (128, 256, 8, 4), (128, 128, 4, 5)]
+    elif m <= 16:
+        tiles = [(64, 128, 4, 5), (64, 256, 4, 4), (128, 128, 8, 4)]
+    elif size == 1:
+        tiles = [(64, 256, 4, 3), (128, 128, 4, 4), (128, 256, 8, 3), (64, 128, 4, 5)]
+    else:
+        tiles = [(64, 128, 4, 4), (128, 128, 8, 3), (128, 64, 4, 4)]
+    if batch == 1 and size == 2:
+        c += [Form(2, b, 1, 4, 1, False) for b in (1024, 2048)]
     for t in tiles:
         for s in (1,) if swiglu or n > 30000 else (1, 2, 4) if n // t[0] < 128 else (1, 2):
             c.append(Form(t[0], t[1], s, *t[2:]))
@@ -107,25 +121,33 @@ class Choices:
     "Measured block sizes of this device, kept in a file."
     def __init__(self, device, path=None):
         self.device, self.path, self.new = device, Path(path or choices_file()), 0
-        try: known = read_json(self.path)
-        except Exception: known = {} # a damaged file costs a measurement, not the run
+        try:
+            known = read_json(self.path)
+        except Exception:
+            known = {} # a damaged file costs a measurement, not the run
         self.known = dict(known.get(device) or {}) if isinstance(known, dict) else {}
     def get(self, key): # Form or None
-        try: return Form(**self.known[key])
-        except (KeyError, TypeError): return None
+        try:
+            return Form(**self.known[key])
+        except (KeyError, TypeError):
+            return None
     def put(self, key, form):
         self.known[key] = dict(vars(form))
         self.new += 1
     def save(self):
         "Add what was measured to the file; a home that cannot be written costs the next run its warm start."
-        if not self.new: return
+        if not self.new:
+            return
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            try: all_ = read_json(self.path)
-            except Exception: all_ = {}
+            try:
+                all_ = read_json(self.path)
+            except Exception:
+                all_ = {}
             write_json(self.path, (all_ if isinstance(all_, dict) else {}) | {self.device: self.known})
             self.new = 0
-        except OSError: pass
+        except OSError:
+            pass
 
 # %% ../nbs/55_step.ipynb #562c7d5a
 def graph_seconds(
@@ -143,7 +165,8 @@ def graph_seconds(
         g.replay()
         b.record()
         b.synchronize()
-        if i: times.append(a.elapsed_time(b) * 1e-3)
+        if i:
+            times.append(a.elapsed_time(b) * 1e-3)
     return statistics.median(times) / inner
 
 # %% ../nbs/55_step.ipynb #e4eaa0e9
@@ -152,15 +175,18 @@ def capture(run): # torch.cuda.CUDAGraph
     import torch
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side): run()
+    with torch.cuda.stream(side):
+        run()
     torch.cuda.current_stream().wait_stream(side)
     torch.cuda.synchronize()
     g = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(g): run()
+    with torch.cuda.graph(g):
+        run()
     return g
 
 # %% ../nbs/55_step.ipynb #8f96b9cc
-def pow2(n): return 1 << (n - 1).bit_length()
+def pow2(n):
+    return 1 << (n - 1).bit_length()
 
 # %% ../nbs/55_step.ipynb #2795250b
 def product(
@@ -185,7 +211,8 @@ def product(
     static = nxt.static if sm['SCALE'] else x
     args = (w, x, ws, xs if xs is not None else x, out, smooth if smooth is not None else x, static)
     opts = dict(num_warps=form.warps, num_stages=form.stages) | ({'launch_pdl': True} if pdl else {})
-    if not form.dot: return launch(kernels.gemv_kernel, (n // form.BN,), *args, n, k, form.BN, form.BK, **sm, **opts)
+    if not form.dot:
+        return launch(kernels.gemv_kernel, (n // form.BN,), *args, n, k, form.BN, form.BK, **sm, **opts)
     mb, m = t.columns(rows)
     grid = n // form.BN, form.splits, -(-rows // mb)
     launch(kernels.product_kernel, grid, *args, rows, n, k, form.BN, m, mb, form.BK, form.splits, BLOCK=t.block, **sm, **opts)
@@ -260,9 +287,11 @@ class Step:
     def buffer(self, what, n, dtype, rows=0):
         "An input buffer [rows, n], one for each grid; rows beyond the batch stay zero."
         key = what, dtype, rows or self.B
-        if key not in self.inputs: self.inputs[key] = self.new(rows or self.B, n, dtype=dtype)
+        if key not in self.inputs:
+            self.inputs[key] = self.new(rows or self.B, n, dtype=dtype)
         return self.inputs[key]
-    def port(self, p): return self.fast.port(p, True)
+    def port(self, p):
+        return self.fast.port(p, True)
     def input(self, what, p): # (buffer, scales)
         "Where the input of product `p` stands."
         import torch
@@ -330,7 +359,8 @@ def step_layer(self, i, splits):
 def step_run(self):
     "One token for every sequence: tokens -> logits, and the likeliest as tokens."
     splits, pdl = 0, self.knobs.pdl
-    for i in range(self.d.arch.layers): splits = self.layer(i, splits)
+    for i in range(self.d.arch.layers):
+        splits = self.layer(i, splits)
     x, _ = self.norm(self.fast.last_norm, self.fast.head, splits)
     self.products(self.fast.head, 'head', x, self.logits)
     more = {'launch_pdl': True} if pdl else {}
@@ -344,7 +374,8 @@ def step_replay(self):
     if self.graph is None:
         keep = self.slot.clone(), self.tokens.clone()
         with rehearse() as dry:
-            if dry: self.run()
+            if dry:
+                self.run()
         self.graph = capture(self.run) # compiling runs a step: what it wrote is written again
         self.slot.copy_(keep[0])
         self.tokens.copy_(keep[1])
