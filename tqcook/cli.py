@@ -16,7 +16,7 @@ import shutil
 import sys
 from pathlib import Path
 
-from . import __version__, bench, compare, contract, data, device, parameters, schemes
+from . import __version__, advice, bench, compare, contract, data, device, parameters, schemes
 from .core import CookError, environment, fmt_bytes, plain, redact
 from .recipe import EXIT, Recipe, at, find_recipe, open_model, outcome, recipes
 from .runner import RunError, run
@@ -164,6 +164,13 @@ def _tell(noun, text: str, as_json: bool, verdict: str) -> int:
     print(json.dumps(plain(noun), indent=1) if as_json else text)
     return EXIT.get(verdict, 0)
 
+# %% ../nbs/84_cli.ipynb #a0d715e0
+def _cmd_advise(a) -> int:
+    "tqcook advise"
+    gpu = a.gpu or device.detect('cuda')
+    found = advice.advise(gpu, a.model, a.batch, a.context, a.output, a.goal or '', a.kv, a.trtllm)
+    return _tell(found, terminal(found._repr_markdown_()), a.json, 'PASS')
+
 # %% ../nbs/84_cli.ipynb #16fdb824
 _POINTS = dict(cuda=('bf16,fp8,fp8+kv', '1,16,64', '512', '1x512,4x2048'), cpu=('bf16,fp8', '1,4', '128', '1x128'))
 
@@ -205,7 +212,7 @@ def _fail(message: str, code: int) -> int:
 
 # %% ../nbs/84_cli.ipynb #2a9d5a99
 _VERBS = dict(run=_cmd_run, list=_cmd_list, doctor=_cmd_doctor, compare=_cmd_compare, check=_cmd_check,
-              bench=_cmd_bench)
+              advise=_cmd_advise, bench=_cmd_bench)
 _USAGE = '''
 run | verb | | run a recipe and leave executed.ipynb, report.html and results.json
 run recipe | text | | name (tqcook list shows them) or path of a notebook
@@ -236,6 +243,15 @@ check --trtllm | text | 1.2.1 | version of TensorRT-LLM
 check --backend | text | auto | auto, pytorch or tensorrt
 check --device | text | | GPU that shall serve it, such as h100
 check --deep | switch | | read the tensors too
+advise | verb | | rank the schemes for a GPU, a model and a workload; nothing is loaded, no GPU is needed
+advise --gpu | text | | h100, another name of the table, or sm90 (default: the GPU here)
+advise --model | text | shape:llama-3.1-8b | directory, config.json or shape:NAME
+advise --batch | int | 1 | requests at once
+advise --context | int | 2048 | tokens of each prompt
+advise --output | int | 256 | tokens of each answer
+advise --goal | text | | latency, throughput, context or quality (default: latency for one request, else throughput)
+advise --kv | text | none | none or fp8
+advise --trtllm | text | 1.2.1 | version of TensorRT-LLM
 bench | verb | | measure tokens a second, beside what the memory of this device allows
 bench model | maybe | demo | demo, a directory (plain or exported), or shape:NAME
 bench --schemes | text | | such as bf16,fp8,fp8+kv,int8_wo (+kv: FP8 KV cache)
