@@ -257,8 +257,8 @@ def test_chance_needs_blocks():
 @pytest.mark.parametrize('windows', [8, 16, 64])
 def test_what_would_settle_it_settles_it(windows):
     "Truth anywhere near the limit: four in five pilots that straddle it are settled by the windows they ask for."
-    rng, settled = np.random.default_rng(7), []
-    for _ in range(3000):
+    rng, settled, asked = np.random.default_rng(7), [], {}
+    for _ in range(8000):
         gap = rng.uniform(-1, 1) * 4 / math.sqrt(windows)
         pilot = gap + rng.standard_normal(windows)
         m, se = pilot.mean(), pilot.std(ddof=1) / math.sqrt(windows)
