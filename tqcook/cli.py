@@ -18,8 +18,10 @@ from pathlib import Path
 
 from . import __version__, advice, bench, compare, contract, data, device, parameters, schemes
 from .core import CookError, environment, fmt_bytes, plain, redact
+from .new import new_recipe
 from .recipe import EXIT, Recipe, at, find_recipe, open_model, outcome, recipes
 from .runner import RunError, run
+from .sweep import sweep
 
 # %% ../nbs/84_cli.ipynb #713641e2
 def _table(md: str) -> str:
@@ -197,6 +199,22 @@ def _cmd_bench(a) -> int:
         b.peers.append(bench.peer_of(a.model, here, b.points[0].tokens if b.points else 128))
     return _tell(b, terminal(b._repr_markdown_()), a.json, 'PASS')
 
+# %% ../nbs/84_cli.ipynb #5f0c0b01
+def _cmd_sweep(a) -> int:
+    "tqcook sweep"
+    out = a.out or f'runs/sweep-{find_recipe(a.recipe).name}'
+    tell = lambda line: print(line, file=sys.stderr)
+    s = sweep(a.recipe, a.grid, a.size or '', out, a.workers, a.gpus, a.ray or '', a.retries, tell)
+    print(json.dumps(s.rows, indent=1) if a.json else terminal(s._repr_markdown_()) + f'\n\ntable    {out}/sweep.csv')
+    return 1 if s.open else 0
+
+# %% ../nbs/84_cli.ipynb #5f0c0b02
+def _cmd_new(a) -> int:
+    "tqcook new"
+    path = new_recipe(a.name)
+    print(json.dumps(dict(path=str(path))) if a.json else f'{path}\nrun it: tqcook run {a.name}')
+    return 0
+
 # %% ../nbs/84_cli.ipynb #8b3dc6f6
 class _Parser(argparse.ArgumentParser):
     "argparse, with one line for an error."
@@ -212,7 +230,7 @@ def _fail(message: str, code: int) -> int:
 
 # %% ../nbs/84_cli.ipynb #2a9d5a99
 _VERBS = dict(run=_cmd_run, list=_cmd_list, doctor=_cmd_doctor, compare=_cmd_compare, check=_cmd_check,
-              advise=_cmd_advise, bench=_cmd_bench)
+              advise=_cmd_advise, bench=_cmd_bench, sweep=_cmd_sweep, new=_cmd_new)
 _USAGE = '''
 run | verb | | run a recipe and leave executed.ipynb, report.html and results.json
 run recipe | text | | name (tqcook list shows them) or path of a notebook
@@ -260,7 +278,18 @@ bench --contexts | text | | tokens already in the cache, such as 512,4096
 bench --prompts | text | | prefills as batch x tokens, such as 1x512,4x2048
 bench --steps | int | 16 | decode steps in one measurement
 bench --peer | switch | | also time generate of transformers
-bench --device | text | auto | auto, cpu, cuda or cuda:N'''
+bench --device | text | auto | auto, cpu, cuda or cuda:N
+sweep | verb | | run a recipe for every combination of a grid's values; the same command goes on where it stopped
+sweep recipe | text | | name or path of a notebook
+sweep grid | text | | YAML file with a value or a list of values for each parameter
+sweep --size | text | | values for the other parameters, from recipes/params/SIZE.yaml
+sweep -o --out | text | | folder (default: runs/sweep-RECIPE)
+sweep --workers | int | 2 | runs at a time
+sweep --gpus | int | 0 | GPUs of its own for each run; 0: the recipe's parameter device decides
+sweep --ray | text | | address of a Ray cluster, auto or local; without it, processes here
+sweep --retries | int | 1 | how often a run that was killed is started again
+new | verb | | begin a recipe: a notebook that runs, and passes the tests, as it is
+new name | text | | lower case, such as my_recipe'''
 _KINDS = dict(text={}, int=dict(type=int), float=dict(type=float), many=dict(action='append', default=[]),
               switch=dict(action='store_true'), maybe=dict(nargs='?'))
 
