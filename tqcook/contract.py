@@ -13,8 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import tqcook
-from . import device as devices
-from . import schemes
+from . import device as devices, schemes
 from tqcook.checkpoint import (
     FUSED,
     GROUP_SIZES,
