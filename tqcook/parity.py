@@ -129,8 +129,7 @@ class _Watch:
         experts = [n for n in modules if n.endswith('.experts')] # told which token goes where
         return handles + [modules[n].register_forward_pre_hook(functools.partial(self.route, n)) for n in experts]
     def route(self, name, module, args):
-        if args[1:]: # Llama 4 hands each expert its tokens instead
-            self.routes[name] = args[1:]
+        self.routes[name] = args[1:]
     def compare(self, name, module, args, out):
         import torch
         self.inputs[name] = args[0]
