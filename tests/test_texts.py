@@ -98,7 +98,7 @@ def test_only_regular_files_are_read(tmp_path):
     start = time.monotonic()
     for path in ('/dev/zero', '/dev/urandom', '/dev/stdin', tmp_path/'pipe', tmp_path/'sock', tmp_path/'link'):
         if os.path.exists(path) and not os.path.isfile(path):
-            refused(lambda: texts.read_text(str(path)), 'expected a regular file')
+            refused(lambda: texts.read_text(str(path)), str(path))
     sock.close()
     assert time.monotonic() - start < 5
 
@@ -106,7 +106,7 @@ def test_only_regular_files_are_read(tmp_path):
 def test_size_is_bounded_before_reading(tmp_path):
     with open(tmp_path/'big.txt', 'wb') as f:
         f.truncate(2**40)
-    refused(lambda: texts.read_text(str(tmp_path/'big.txt')), '1.1 TB', 'a part of it')
+    refused(lambda: texts.read_text(str(tmp_path/'big.txt')), 'larger than 268 MB')
 
 
 def test_chats_without_template(tmp_path, tok):

@@ -6,19 +6,18 @@
 __all__ = ['TEXTS', 'MAX_TEXT', 'stdlib_files', 'held_out', 'code_documents', 'prose_documents', 'mixture_documents',
            'count_characters', 'default_text', 'read_text', 'render_chat']
 
-# %% ../nbs/12_texts.ipynb #2caf284d
+# %% ../nbs/12_texts.ipynb #e4b6421b
 import contextlib
 import json
 import os
 import random
 import signal
-import stat
 import sys
 import sysconfig
 import threading
 from pathlib import Path
 
-from .core import CookError, fmt_bytes, need, sha256, suggest
+from .core import CookError, need, read_file, sha256, suggest
 from .models import demo_tokenizer, tokenizer_sha
 
 # %% ../nbs/12_texts.ipynb #d26512b4
@@ -137,21 +136,6 @@ def default_text(
 # %% ../nbs/12_texts.ipynb #c4ec22e5
 MAX_TEXT = 2**28 # bytes of a text file; more is refused before it is read
 
-# %% ../nbs/12_texts.ipynb #a882a342
-def _read_file(path, text):
-    "The content of a regular file of bounded size."
-    try:
-        info = path.stat()
-        if not stat.S_ISREG(info.st_mode):
-            raise CookError(f'text {text!r} is a device, pipe or socket; expected a regular file')
-        if info.st_size > MAX_TEXT:
-            raise CookError(f'text {text!r} has {fmt_bytes(info.st_size)}; expected at most {fmt_bytes(MAX_TEXT)}, '
-                            'so give a part of it')
-        with open(path, 'rb') as f:
-            return f.read(MAX_TEXT)
-    except OSError as e:
-        raise CookError(f'text {text!r} cannot be read: {e.strerror}') from None
-
 # %% ../nbs/12_texts.ipynb #f68ddd65
 def _text_path(text):
     "The path of a text file; raises `CookError` when there is none."
@@ -165,7 +149,7 @@ def _text_path(text):
         raise CookError(f'text {text!r} is a directory; expected a text file or a .jsonl file')
     return path
 
-# %% ../nbs/12_texts.ipynb #55adc7ac
+# %% ../nbs/12_texts.ipynb #ee60d9e1
 def read_text(
     text: str, # see above
     tokenizer=None, # of the model that will read it: `auto` and the mixtures depend on it
@@ -184,7 +168,7 @@ def read_text(
     if text.startswith('dataset:'):
         return _dataset(text), text
     path = _text_path(text)
-    docs = _documents(path, _decoded(_read_file(path, text), text))
+    docs = _documents(path, _decoded(read_file(path, MAX_TEXT), text))
     if not docs:
         raise CookError(f'text {text!r} is empty')
     return docs, path.name
