@@ -14,7 +14,7 @@ import numpy as np
 
 from .core import CookError
 
-# %% ../nbs/20_stats.ipynb #1dbe7a0a
+# %% ../nbs/20_stats.ipynb #ba9cae84
 @dataclass(frozen=True)
 class Interval:
     "An estimate with its confidence interval; limits are `nan` when the data cannot give one."
@@ -45,11 +45,11 @@ class Interval:
     @property
     def ci(self) -> list:
         "The limits for JSON; None where there is none."
-        return [None if not math.isfinite(v) else v for v in (self.lo, self.hi)]
+        return [float(v) if math.isfinite(v) else None for v in (self.lo, self.hi)]
 
     def as_items(self, name) -> dict:
         "Value and limits as entries of results.json."
-        finite = lambda v: v if math.isfinite(v) else None
+        finite = lambda v: float(v) if math.isfinite(v) else None
         return {name: finite(self.value), f'{name}_ci95': self.ci}
 
     def map(self,
