@@ -117,3 +117,24 @@ def cook(toy, capsys):
         assert 'Traceback' not in err
         return code, err.strip().split('\n')[-1]
     return go
+
+
+@pytest.fixture(scope='session')
+def pair():
+    "A tiny model called trained, and a copy with disturbed weights."
+    from pairs import disturbed, sharp
+    m = sharp()
+    return m, disturbed(m)
+
+
+@pytest.fixture(scope='session')
+def recorded():
+    "What lm-eval said once: (the module that asked it, its model, the record)."
+    import dataclasses
+    import json
+
+    import make_lm_eval_record
+    from pairs import sharp
+    made = make_lm_eval_record
+    loaded = dataclasses.replace(sharp(), model=made.model(), tokenizer=made.tokenizer(), name='recorded')
+    return made, loaded, json.loads(made.RECORD.read_text())

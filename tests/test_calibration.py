@@ -1,5 +1,4 @@
 """What calibration notices: ranges, experts, outliers of text, memory that runs out."""
-import warnings
 from types import SimpleNamespace
 
 import numpy as np
@@ -8,8 +7,8 @@ import torch
 
 from tqcook import models, quantize
 from tqcook.calibration import text_facts, token_divergence
-from tqcook.ranges import BINS, Range, RangeRecorder, bin_edges, choose_amax, log_histogram, run_windows, settled
 from tqcook.core import CookError
+from tqcook.ranges import BINS, Range, RangeRecorder, bin_edges, choose_amax, log_histogram, run_windows, settled
 
 
 def text(n=8, length=48, seed=0, low=0, high=4096):
@@ -18,7 +17,8 @@ def text(n=8, length=48, seed=0, low=0, high=4096):
 
 
 @pytest.fixture(scope='module')
-def llama(): return models.tiny('llama')
+def llama():
+    return models.tiny('llama')
 
 
 def test_histogram_places_every_value_in_its_bin():
@@ -32,9 +32,11 @@ def test_ranges_do_not_depend_on_batches(llama):
     c = text(6)
     tables = []
     for bs in (1, 4, 6):
-        with RangeRecorder(models.linears(llama.model), 6) as rec: info = run_windows(llama.model, c.windows, rec, bs, progress=False)
+        with RangeRecorder(models.linears(llama.model), 6) as rec:
+            info = run_windows(llama.model, c.windows, rec, bs, progress=False)
         tables.append(np.stack([rec.per_sample(n)[np.argsort(info['order'])] for n in rec.table]))
-    for t in tables[1:]: assert np.allclose(t, tables[0], rtol=2 * 2.**-8)
+    for t in tables[1:]:
+        assert np.allclose(t, tables[0], rtol=2 * 2.**-8)
 
 
 def test_shared_inputs_are_reduced_once(llama):
@@ -43,21 +45,32 @@ def test_shared_inputs_are_reduced_once(llama):
         reduce = rec._reduce
         rec._reduce = lambda n, x: (calls.append(n), reduce(n, x))
         run_windows(llama.model, text(4).windows, rec, 4, progress=False)
-    assert len(calls) == 8 and {rec.owner[n].rsplit('.', 1)[1] for n in rec.table} == {'q_proj', 'o_proj', 'gate_proj', 'down_proj'}
+    assert len(calls) == 8 and {rec.owner[n].rsplit('.', 1)[1] for n in rec.table} == {
+        'q_proj',
+        'o_proj',
+        'gate_proj',
+        'down_proj',
+    }
 
 
 def test_out_of_memory_halves_the_batch_and_is_said_once(llama, monkeypatch):
-    seen, forward = [], llama.model.model.forward
+    seen = []
     c = text(8)
     whole = quantize.quantize(llama, c, 'fp8', progress=False)
     def scarce(*a, input_ids=None, **kw):
         seen.append(len(input_ids))
-        if len(input_ids) > 2: raise torch.OutOfMemoryError('CUDA out of memory (pretended)')
+        if len(input_ids) > 2:
+            raise torch.OutOfMemoryError('CUDA out of memory (pretended)')
         return type(llama.model.model).forward(llama.model.model, input_ids=input_ids, **kw)
     monkeypatch.setattr(llama.model.model, 'forward', scarce, raising=False)
-    with pytest.warns(UserWarning, match='out of memory') as w: q = quantize.quantize(llama, c, 'fp8', progress=False, copy=False, batch_size=8)
+    with pytest.warns(UserWarning, match='out of memory') as w:
+        q = quantize.quantize(llama, c, 'fp8', progress=False, copy=False, batch_size=8)
     monkeypatch.undo()
-    assert len([x for x in w if 'out of memory' in str(x.message)]) == 1 and seen[:2] == [8, 4] and q.report.facts['batch_size'] == 2
+    assert (
+        len([x for x in w if 'out of memory' in str(x.message)]) == 1
+        and seen[:2] == [8, 4]
+        and q.report.facts['batch_size'] == 2
+    )
     a, b = ({s.module: s.amax for s in r.report.inputs()} for r in (whole, q))
     assert a.keys() == b.keys() and all(abs(a[k] - b[k]) <= 2 * 2.**-7 * a[k] for k in a)
     llama.model = models.tiny('llama').model
@@ -65,17 +78,25 @@ def test_out_of_memory_halves_the_batch_and_is_said_once(llama, monkeypatch):
 
 def test_other_errors_are_not_taken_for_memory(llama, monkeypatch):
     m = models.tiny('llama')
-    monkeypatch.setattr(m.model.model, 'forward', lambda **kw: (_ for _ in ()).throw(RuntimeError('shapes do not match')), raising=False)
-    with pytest.raises(RuntimeError, match='shapes do not match'): run_windows(m.model, text(4).windows, progress=False)
+    monkeypatch.setattr(
+        m.model.model, 'forward', lambda **kw: (_ for _ in ()).throw(RuntimeError('shapes do not match')), raising=False
+    )
+    with pytest.raises(RuntimeError, match='shapes do not match'):
+        run_windows(m.model, text(4).windows, progress=False)
 
 
 def test_clipping_on_other_text_is_counted_exactly(llama):
     lins, c = models.linears(llama.model), text(4, seed=5)
     judged = {n: Range(torch.tensor(1.), 'int8') for n in lins}
     inputs = {}
-    hs = [m.register_forward_pre_hook(lambda m, a, n=n: inputs.setdefault(n, []).append(a[0].float())) for n, m in lins.items()]
-    with RangeRecorder(lins, 4, histogram=False, ranges=judged) as clip: run_windows(llama.model, c.windows, clip, 2, progress=False)
-    for h in hs: h.remove()
+    hs = [
+        m.register_forward_pre_hook(lambda m, a, n=n: inputs.setdefault(n, []).append(a[0].float()))
+        for n, m in lins.items()
+    ]
+    with RangeRecorder(lins, 4, histogram=False, ranges=judged) as clip:
+        run_windows(llama.model, c.windows, clip, 2, progress=False)
+    for h in hs:
+        h.remove()
     for n in lins:
         x = torch.cat([v.flatten() for v in inputs[n]]).abs()
         over, gone, top = clip.shares(n)
@@ -86,7 +107,9 @@ def test_clipping_on_other_text_is_counted_exactly(llama):
 def test_idle_experts_are_named():
     m = models.tiny('mixtral')
     q = quantize.quantize(m, SimpleNamespace(windows=[np.array([5, 6])]), 'fp8', progress=False)
-    assert q.report.facts['experts_idle'] > 0 and any('never saw a calibration token' in w and 'experts' in w for w in q.report.warnings)
+    assert q.report.facts['experts_idle'] > 0 and any(
+        'never saw a calibration token' in w and 'experts' in w for w in q.report.warnings
+    )
     full = quantize.quantize(m, text(8), 'fp8', progress=False)
     assert full.report.facts['experts_idle'] == 0
     per_layer = [s.tokens for s in full.report.stats if 'layers.0' in s.module and 'experts.down_proj.' in s.module]
@@ -106,8 +129,10 @@ def test_infinite_activations_name_layer_and_sample():
     m = models.tiny('llama', dtype='float16')
     m.model.model.embed_tokens.weight[77] = 60000.
     m.model.model.layers[0].input_layernorm.weight.fill_(60000.)
-    c = text(4, high=70); c.windows[2][3] = 77
-    with pytest.raises(CookError, match=r'model\.layers\.0\.\S+ is not finite in calibration sample \d'): quantize.quantize(m, c, 'fp8', progress=False)
+    c = text(4, high=70)
+    c.windows[2][3] = 77
+    with pytest.raises(CookError, match=r'model\.layers\.0\.\S+ is not finite in calibration sample \d'):
+        quantize.quantize(m, c, 'fp8', progress=False)
 
 
 @pytest.mark.parametrize('corpus, said', [
@@ -115,7 +140,8 @@ def test_infinite_activations_name_layer_and_sample():
     (SimpleNamespace(windows=[np.tile([3, 4, 5], 60)] * 3), 'over and over'),
     (SimpleNamespace(windows=[np.arange(64)] * 2), 'repeat another'),
 ])
-def test_poor_text_is_named(corpus, said): assert any(said in w for w in text_facts(corpus)[1])
+def test_poor_text_is_named(corpus, said):
+    assert any(said in w for w in text_facts(corpus)[1])
 
 
 def test_binary_junk_is_named():
@@ -141,14 +167,18 @@ def test_leak_and_text_of_another_kind_are_noticed_and_good_text_is_not():
 def test_chat_form_must_match():
     a, b = text(8), text(8, seed=1)
     b.chat = True
-    assert any('chat template' in w for w in text_facts(a, target=b)[1]) and not any('chat template' in w for w in text_facts(a, target=a)[1])
+    assert any('chat template' in w for w in text_facts(a, target=b)[1]) and not any(
+        'chat template' in w for w in text_facts(a, target=a)[1]
+    )
 
 
 def test_rules_leave_ranges_within_what_was_seen():
-    x = torch.randn(50_000, generator=torch.Generator().manual_seed(0)); x[0] = 60.
+    x = torch.randn(50_000, generator=torch.Generator().manual_seed(0))
+    x[0] = 60.
     h, top = log_histogram(x, 10**6).numpy(), 60.
     for dtype in ('int8', 'e4m3'):
-        for rule in ('percentile', 'mse'): assert 0 < choose_amax(h, top, rule, dtype) <= top
+        for rule in ('percentile', 'mse'):
+            assert 0 < choose_amax(h, top, rule, dtype) <= top
     from modelopt.torch.quantization.tensor_quant import _tensor_quant
     cand = np.linspace(2, 60, 200)  # squared error of a fine search, ModelOpt's own rounding
     err = [float((_tensor_quant(x, torch.tensor(c)) - x).square().mean()) for c in cand]
@@ -160,6 +190,14 @@ def test_report_is_plain_data(llama):
     import json
     r = quantize.quantize(llama, text(16), 'fp8', target=text(4, seed=9), progress=False).report
     d = json.loads(json.dumps(r.to_dict(), allow_nan=False))
-    assert {'saturation_max', 'underflow_max', 'converged_at_samples', 'leak_share', 'warnings', 'amax'} <= d.keys() and d['measured_on'] == 'target text'
-    for fig in (r.plot(), r.plot_settling(), r.plot_values(next(iter(r.hists)))): assert fig.axes
+    assert {
+        'saturation_max',
+        'underflow_max',
+        'converged_at_samples',
+        'leak_share',
+        'warnings',
+        'amax',
+    } <= d.keys() and d['measured_on'] == 'target text'
+    for fig in (r.plot(), r.plot_settling(), r.plot_values(next(iter(r.hists)))):
+        assert fig.axes
     assert 'clipped' in r._repr_markdown_()

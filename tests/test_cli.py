@@ -73,3 +73,13 @@ def test_stdout_that_ends_early():
     if Path('/dev/full').exists():
         full = command('list', '> /dev/full')
         assert full.returncode == 1 and full.stderr == 'tqcook: No space left on device\n'
+
+
+def test_advise_works_offline_for_a_gpu_that_is_not_here(capsys):
+    assert cli.main('advise --gpu a100 --model shape:llama-3.1-8b --batch 16'.split()) == 0
+    said = capsys.readouterr().out
+    assert 'Take int' in said and 'Not fp8' in said and 'sm80' in said
+    assert cli.main('advise --gpu b200 --batch 64 --context 4096 --json'.split()) == 0
+    assert json.loads(capsys.readouterr().out)['chosen'] == 'nvfp4'
+    assert cli.main(['advise', '--gpu', 'h10']) == 1
+    assert 'no GPU named' in capsys.readouterr().err

@@ -1,8 +1,10 @@
 """Inputs of the kind that nobody plans for: one sentence, the right exit code, nothing of the reader's lost"""
-import json, struct
-from pathlib import Path
+import json
+import struct
+
 import pytest
-from tqcook import core, data, models, texts
+
+from tqcook import data, models, texts
 from tqcook.core import CookError
 
 @pytest.fixture(scope='module')
@@ -69,18 +71,3 @@ def test_a_header_nested_too_deep(tmp_path):
 
 @pytest.mark.parametrize('model', [None, 5, [], 'x' * 400, '~nosuchuser/x'])
 def test_a_model_of_the_wrong_kind(model): refused(lambda: models.load(model))
-
-# --- core
-
-def test_atomic_dir_takes_the_folder_one_is_in(tmp_path, monkeypatch):
-    (tmp_path/'in').mkdir()
-    monkeypatch.chdir(tmp_path/'in')
-    with core.atomic_dir('.') as d: (d/'x').write_text('x')
-    assert (tmp_path/'in'/'x').exists()
-    refused(lambda: core.atomic_dir('/').__enter__())
-
-def test_json_that_is_none(tmp_path):
-    refused(lambda: core.read_json(tmp_path), 'cannot be read')
-    refused(lambda: core.write_json(tmp_path/'a', dict(a=object())), 'JSON')
-    refused(lambda: core.atomic_write(tmp_path, 'x'), 'folder')
-    assert not list(tmp_path.iterdir())

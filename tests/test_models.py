@@ -341,3 +341,24 @@ def test_smollm2_speaks():
         assert 'Q4_1' in m.name and 'dequantized' in m.name
     ids = m.tokenizer('The capital of France is', return_tensors='pt')
     assert m.tokenizer.decode(m.model.generate(**ids, max_new_tokens=2, do_sample=False)[0]).endswith('Paris.')
+
+ODD = [None, 0, -1, 1.5, '', 'x', [], {}, True, [None], {'a': 1}, 10**30, float('inf'), 'llama', 2]
+
+@pytest.mark.slow
+@pytest.mark.parametrize('seed', range(4))
+def test_any_value_in_any_config_loads_or_is_one_sentence(tmp_path, seed):
+    import random
+    p, rnd = _copy(tmp_path), random.Random(seed)
+    for f in sorted(p.glob('*.json')):
+        whole = f.read_text()
+        keys = list(json.loads(whole))
+        for _ in range(12):
+            x = json.loads(whole)
+            key = rnd.choice(keys)
+            x[key] = rnd.choice(ODD)
+            f.write_text(json.dumps(x))
+            try:
+                models.load(p, device='cpu')
+            except CookError as e:
+                assert '\n' not in str(e) and len(str(e)) < 700, str(e)
+        f.write_text(whole)

@@ -6,7 +6,7 @@ import shutil
 import pytest
 
 import broken
-from tqcook import card, contract, passport, runtime
+from tqcook import contract, passport, runtime
 from tqcook.core import CookError, sha256
 from tqcook.passport import verify, verify_or_refuse, write_passport
 
@@ -180,30 +180,6 @@ def test_an_evaluation_belongs_to_its_passport(ck):
     assert verify(ck).codes == ['evaluation-json']
     (ck/'evaluation.json').unlink()
     assert 'not-evaluated' in contract.check(ck, passport=True).codes
-
-def test_the_card_says_what_is_known_and_no_more(ck):
-    text = card.model_card(ck, base='org/model')
-    assert (
-        text.startswith('---\n')
-        and 'base_model: "org/model"' in text
-        and 'Not evaluated' in text
-        and 'Random weights' in text
-    )
-    passport.write_evaluation(
-        ck,
-        quality=dict(
-            ppl_base=10.0, ppl_quant=10.1, ppl_ratio=1.01, ppl_ratio_ci95=[1.005, 1.015], verdict='FAIL', source='prose'
-        ),
-    )
-    text = card.write_card(ck, base='org/model').read_text()
-    assert '1.00500 to 1.01500' in text and 'FAIL' in text and 'trtllm-serve' in text and 'Not evaluated' not in text
-    assert verify(ck).codes == []  # the card is not part of what the passport vouches for
-    import yaml
-    assert yaml.safe_load(text.split('---')[1])['tags'][0] == 'tensorrt-llm'
-
-def test_the_card_of_what_cannot_be_served(tmp_path):
-    text = card.model_card(broken.write(broken.good('int8_sq'), tmp_path/'c'))
-    assert 'trtllm-serve' not in text and 'does not serve it' in text
 
 def test_killed_while_writing_leaves_no_passport(tmp_path, monkeypatch):
     d = broken.write(broken.good(), tmp_path/'c')

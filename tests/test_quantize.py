@@ -8,10 +8,15 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tqcook import data, models, export, quantize, smoothing
+from tqcook import data, export, models, quantize, smoothing
 from tqcook.core import CookError
 
-PLAIN = dict(fp8='FP8_DEFAULT_CFG', int8_sq='INT8_SMOOTHQUANT_CFG', int8_wo='INT8_WEIGHT_ONLY_CFG', fp8_rowwise='FP8_PER_CHANNEL_PER_TOKEN_CFG')
+PLAIN = dict(
+    fp8='FP8_DEFAULT_CFG',
+    int8_sq='INT8_SMOOTHQUANT_CFG',
+    int8_wo='INT8_WEIGHT_ONLY_CFG',
+    fp8_rowwise='FP8_PER_CHANNEL_PER_TOKEN_CFG',
+)
 
 
 def text(n=8, length=48, seed=0):
@@ -20,27 +25,35 @@ def text(n=8, length=48, seed=0):
 
 
 @pytest.fixture(scope='module')
-def llama(): return models.tiny('llama')
+def llama():
+    return models.tiny('llama')
 
 
 def plain(loaded, scheme, corpus):
     "ModelOpt as its documentation has it."
     import modelopt.torch.quantization as mtq
     m = copy.deepcopy(loaded.model)
-    with models.quiet(prints=True): return mtq.quantize(m, getattr(mtq, PLAIN[scheme]), lambda m: [m(torch.from_numpy(w)[None]) for w in corpus.windows])
+    with models.quiet(prints=True):
+        return mtq.quantize(
+            m, getattr(mtq, PLAIN[scheme]), lambda m: [m(torch.from_numpy(w)[None]) for w in corpus.windows]
+        )
 
 
-def ranges(model): return {n: (q._amax.float(), q._amax.dtype) for n, q in model.named_modules() if hasattr(q, '_amax')}
+def ranges(model):
+    return {n: (q._amax.float(), q._amax.dtype) for n, q in model.named_modules() if hasattr(q, '_amax')}
 
 
 def same_ranges(a, b, ulps=2):
     "Weights equal, activations within `ulps` BF16 units in the last place; the names that differ."
     bad = []
     for n in a.keys() | b.keys():
-        if n not in a or n not in b or a[n][0].shape != b[n][0].shape or a[n][1] != b[n][1]: bad.append(n); continue
+        if n not in a or n not in b or a[n][0].shape != b[n][0].shape or a[n][1] != b[n][1]:
+            bad.append(n)
+            continue
         x, y = a[n][0], b[n][0]
         ulp = 2. ** (torch.floor(torch.log2(y.clamp(min=1e-30))) - 7)
-        if not (torch.equal(x, y) if 'weight_quantizer' in n else bool(((x - y).abs() <= ulps * ulp).all())): bad.append(n)
+        if not (torch.equal(x, y) if 'weight_quantizer' in n else bool(((x - y).abs() <= ulps * ulp).all())):
+            bad.append(n)
     return bad
 
 
@@ -83,7 +96,9 @@ def test_codes_are_rounded_once(llama, scheme, tmp_path):
     "What the file holds is what was judged: float32 division of the weight, to the nearest code, no second rounding."
     from tqcook import formats
     q = quantize.quantize(llama, text(4), scheme, progress=False)
-    simulated = {n: (x.weight.float(), x.weight_quantizer(x.weight).float()) for n, x in models.linears(q.loaded.model).items()}
+    simulated = {
+        n: (x.weight.float(), x.weight_quantizer(x.weight).float()) for n, x in models.linears(q.loaded.model).items()
+    }
     t = load_file(export.export(q, tmp_path/'x')/'model.safetensors')
     for n, (w, fake) in simulated.items():
         leaves = {k.removeprefix(n + '.'): v for k, v in t.items() if k.rpartition('.')[0] == n}
@@ -92,7 +107,9 @@ def test_codes_are_rounded_once(llama, scheme, tmp_path):
         scales = {k: v for k, v in leaves.items() if 'weight_scale' in k}
         direct = formats.dequantize(scheme, formats.quantize(scheme, w, scales))
         apart = direct != stored # only exact ties may fall to the other side
-        assert apart.float().mean() < .05 and ((w - (direct + stored) / 2).abs()[apart] <= 1e-5 * w.abs()[apart]).all(), n
+        assert (
+            apart.float().mean() < 0.05 and ((w - (direct + stored) / 2).abs()[apart] <= 1e-5 * w.abs()[apart]).all()
+        ), n
 
 
 def test_smoothquant_is_scored_as_it_will_be_written(llama, tmp_path):
@@ -123,11 +140,16 @@ def test_int8_token_folds_what_it_can_and_says_the_rest(llama, tmp_path):
     with quantize.transparent(q.loaded.model), torch.no_grad(): # smoothing alone changes nothing but the last bits
         a, b = llama.model(torch.arange(32)[None]).logits.float(), q.loaded.model(torch.arange(32)[None]).logits.float()
     assert (a - b).norm() / a.norm() < .02
-    assert not torch.equal(off.model.layers[0].input_layernorm.weight, q.loaded.model.model.layers[0].input_layernorm.weight)
+    assert not torch.equal(
+        off.model.layers[0].input_layernorm.weight, q.loaded.model.model.layers[0].input_layernorm.weight
+    )
     t = load_file(export.export(q, tmp_path/'x')/'model.safetensors')
     name = 'model.layers.0.mlp.down_proj'
     assert t[f'{name}.weight'].dtype == torch.int8 and list(t[f'{name}.weight_scale'].shape) == [128, 1]
-    assert not any(n.endswith(('input_scale', 'pre_quant_scale')) for n in t) and not (tmp_path/'x'/'hf_quant_config.json').exists()
+    assert (
+        not any(n.endswith(('input_scale', 'pre_quant_scale')) for n in t)
+        and not (tmp_path/'x' / 'hf_quant_config.json').exists()
+    )
     c = json.loads((tmp_path/'x'/'config.json').read_text())['quantization_config']
     weights = dict(num_bits=8, type='int', symmetric=True, strategy='channel', dynamic=False)
     assert c == dict(quant_method='compressed-tensors', format='int-quantized', quantization_status='compressed',
@@ -146,23 +168,30 @@ def test_fused_layers_share_one_weight_scale(llama, tmp_path):
 
 def test_fake_quantization_needs_no_compiled_extension(llama, monkeypatch):
     from modelopt.torch.quantization import extensions
-    def never(*a, **kw): raise AssertionError('a CUDA extension would be compiled')
-    for f in ('get_cuda_ext', 'get_cuda_ext_fp8', 'get_cuda_ext_mx'): monkeypatch.setattr(extensions, f, never)
+    def never(*a, **kw):
+        raise AssertionError('a CUDA extension would be compiled')
+    for f in ('get_cuda_ext', 'get_cuda_ext_fp8', 'get_cuda_ext_mx'):
+        monkeypatch.setattr(extensions, f, never)
     import modelopt.torch.quantization.tensor_quant as tq
-    for f in ('get_cuda_ext', 'get_cuda_ext_fp8', 'get_cuda_ext_mx', 'fake_quant_impl', 'scaled_e4m3_impl'): monkeypatch.setattr(tq, f, never)
+    for f in ('get_cuda_ext', 'get_cuda_ext_fp8', 'get_cuda_ext_mx', 'fake_quant_impl', 'scaled_e4m3_impl'):
+        monkeypatch.setattr(tq, f, never)
     for s in ('fp8', 'int8_sq', 'int8_wo', 'fp8_rowwise', 'fp8_block', 'int4_awq'):
         q = quantize.quantize(llama, text(2), s, kv='fp8', progress=False)
-        with torch.no_grad(): assert torch.isfinite(q.loaded.model(torch.zeros(1, 8, dtype=torch.long)).logits).all()
+        with torch.no_grad():
+            assert torch.isfinite(q.loaded.model(torch.zeros(1, 8, dtype=torch.long)).logits).all()
 
 
 def test_the_callers_model_is_left_alone_unless_asked(llama):
     before = {n: p.clone() for n, p in llama.model.named_parameters()}
     q = quantize.quantize(llama, text(2), 'int8_sq', progress=False)
     assert llama.kind == 'hf' and q.loaded.kind == 'fake_quant' and q.loaded.scheme == 'int8_sq'
-    assert all(torch.equal(p, before[n]) for n, p in llama.model.named_parameters()) and not any('quantizer' in n for n, _ in llama.model.named_modules())
+    assert all(torch.equal(p, before[n]) for n, p in llama.model.named_parameters()) and not any(
+        'quantizer' in n for n, _ in llama.model.named_modules()
+    )
     m = models.tiny('llama')
     q = quantize.quantize(m, text(2), 'fp8', copy=False, progress=False)
-    assert q.loaded.model is m.model and m.kind == 'hf' and q.loaded is not m # the weights were lent, the object was not
+    # the weights were lent, the object was not
+    assert q.loaded.model is m.model and m.kind == 'hf' and q.loaded is not m
     with pytest.raises(CookError, match='quantized already'):
         quantize.quantize(m, text(2), 'fp8', progress=False)
 
@@ -170,7 +199,9 @@ def test_the_callers_model_is_left_alone_unless_asked(llama):
 def test_layer_norms_are_not_quantized():
     for arch in ('gpt2', 'opt'):
         q = quantize.quantize(models.tiny(arch), text(2), 'fp8', progress=False)
-        assert not any('ln_' in s.module or 'norm' in s.module for s in q.report.stats) and q.modules == len(models.linears(q.loaded.model))
+        assert not any('ln_' in s.module or 'norm' in s.module for s in q.report.stats) and q.modules == len(
+            models.linears(q.loaded.model)
+        )
 
 
 def test_exclude_leaves_layers_in_bf16(llama, tmp_path):
@@ -178,18 +209,34 @@ def test_exclude_leaves_layers_in_bf16(llama, tmp_path):
     assert q.modules == 6
     out = export.export(q, tmp_path/'x')
     t = load_file(out/'model.safetensors')
-    assert {n for n, v in t.items() if v.dtype == torch.float8_e4m3fn} == {f'model.layers.1.{n}.weight' for n in
-        ('self_attn.q_proj', 'self_attn.k_proj', 'self_attn.v_proj', 'self_attn.o_proj', 'mlp.gate_proj', 'mlp.up_proj')}
-    assert any('layers.0' in e for e in json.loads((out/'hf_quant_config.json').read_text())['quantization']['exclude_modules'])
+    assert {n for n, v in t.items() if v.dtype == torch.float8_e4m3fn} == {
+        f'model.layers.1.{n}.weight'
+        for n in (
+            'self_attn.q_proj',
+            'self_attn.k_proj',
+            'self_attn.v_proj',
+            'self_attn.o_proj',
+            'mlp.gate_proj',
+            'mlp.up_proj',
+        )
+    }
+    assert any(
+        'layers.0' in e
+        for e in json.loads((out/'hf_quant_config.json').read_text())['quantization']['exclude_modules']
+    )
 
 
 @pytest.mark.parametrize('algorithm', ['percentile', 'mse'])
 def test_rules_reach_the_quantizers(llama, algorithm):
     c = text(16)
-    top, low = (quantize.quantize(llama, c, 'int8_sq', alpha='off', algorithm=a, percentile=99., target=c, progress=False) for a in ('max', algorithm))
+    top, low = (
+        quantize.quantize(llama, c, 'int8_sq', alpha='off', algorithm=a, percentile=99.0, target=c, progress=False)
+        for a in ('max', algorithm)
+    )
     a, b = ({s.module: s.amax for s in q.report.inputs()} for q in (top, low))
     assert all(b[n] <= a[n] for n in a) and any(b[n] < .9 * a[n] for n in a)
-    if algorithm == 'percentile': assert .002 < max(s.saturation for s in low.report.inputs()) < .05
+    if algorithm == 'percentile':
+        assert .002 < max(s.saturation for s in low.report.inputs()) < .05
 
 
 def test_alpha_sweep_runs_the_text_once_and_shows_the_default(monkeypatch):
@@ -226,18 +273,38 @@ def test_alpha_is_chosen_on_held_out_windows_of_one_text():
 
 
 def test_ranges_of_another_run_are_checked(llama):
-    plain, other = quantize.quantize(llama, text(2), 'fp8', progress=False), quantize.quantize(models.tiny('gpt2'), text(2), 'fp8', progress=False)
-    with pytest.raises(CookError, match='without channels'): quantize.quantize(llama, text(2), 'int8_sq', ranges=plain.ranges, progress=False)
-    with pytest.raises(CookError, match='another model'): quantize.quantize(llama, text(2), 'fp8', ranges=other.ranges, progress=False)
-    assert any('alpha 1 was not compared' in w for w in quantize.quantize(llama, text(2), 'int8_sq', progress=False).report.warnings)
+    plain, other = (
+        quantize.quantize(llama, text(2), 'fp8', progress=False),
+        quantize.quantize(models.tiny('gpt2'), text(2), 'fp8', progress=False),
+    )
+    with pytest.raises(CookError, match='without channels'):
+        quantize.quantize(llama, text(2), 'int8_sq', ranges=plain.ranges, progress=False)
+    with pytest.raises(CookError, match='another model'):
+        quantize.quantize(llama, text(2), 'fp8', ranges=other.ranges, progress=False)
+    assert any(
+        'alpha 1 was not compared' in w
+        for w in quantize.quantize(llama, text(2), 'int8_sq', progress=False).report.warnings
+    )
 
 
-@pytest.mark.parametrize('arch, exact', [('llama', True), ('qwen3', True), ('phi3', True), ('opt', True), ('gpt2', True), ('gemma2', False), ('gemma3', False)])
+@pytest.mark.parametrize(
+    'arch, exact',
+    [
+        ('llama', True),
+        ('qwen3', True),
+        ('phi3', True),
+        ('opt', True),
+        ('gpt2', True),
+        ('gemma2', False),
+        ('gemma3', False),
+    ],
+)
 def test_injected_outliers_change_nothing_that_is_computed(arch, exact):
     m = models.tiny(arch)
     w = smoothing.inject_outliers(m)
     ids = torch.arange(40)[None]
-    with torch.no_grad(): a, b = m.model(ids).logits, w.model(ids).logits
+    with torch.no_grad():
+        a, b = m.model(ids).logits, w.model(ids).logits
     assert torch.equal(a, b) if exact else (a - b).float().norm() / a.float().norm() < .03
     q, r = (quantize.quantize(x, text(2), 'int8_sq', alpha='off', progress=False).report for x in (m, w))
     assert max(s.amax for s in r.inputs()) > 8 * max(s.amax for s in q.inputs())
@@ -248,12 +315,18 @@ def test_smoothing_repairs_what_outliers_break():
     from tqcook import compare
     m = smoothing.inject_outliers(models.load('demo'))
     cal, ev = data.calibration('code-train', m.tokenizer, 12, 128), data.corpus('code', m.tokenizer, 128, max_windows=6)
-    kld = lambda **kw: compare.compare(m, quantize.quantize(m, cal, progress=False, **kw).loaded, ev, noise_floor='none', progress=False).stats['kld_mean'].value
+    kld = lambda **kw: (
+        compare.compare(
+            m, quantize.quantize(m, cal, progress=False, **kw).loaded, ev, noise_floor='none', progress=False
+        )
+        .stats['kld_mean']
+        .value
+    )
     broken, repaired = kld(scheme='int8_sq', alpha='off'), kld(scheme='int8_sq', alpha=.7)
     assert broken > .3 and repaired < .1 * broken
 
 
-# --- exporting --------------------------------------------------------------------------------------------------------------
+# exporting
 
 def test_export_is_whole_or_absent(llama, tmp_path, monkeypatch):
     import huggingface_hub
@@ -307,7 +380,8 @@ def test_a_directory_that_breaks_its_promise_is_refused(llama, tmp_path, k):
 
 def test_export_into_a_folder_that_cannot_be_written(llama, tmp_path):
     (tmp_path/'file').write_text('')
-    with pytest.raises(CookError): export.export(quantize.quantize(llama, text(2), 'fp8', progress=False), tmp_path/'file'/'out')
+    with pytest.raises(CookError):
+        export.export(quantize.quantize(llama, text(2), 'fp8', progress=False), tmp_path/'file'/'out')
 
 
 def test_a_model_that_was_never_saved_exports(tmp_path):
@@ -319,11 +393,16 @@ def test_a_model_that_was_never_saved_exports(tmp_path):
 
 @pytest.mark.parametrize('scheme', ['fp8', 'fp8_rowwise', 'fp8_block', 'int8_sq', 'int8_wo', 'int4_awq'])
 def test_every_scheme_writes_what_the_contract_wants(llama, scheme, tmp_path):
-    from tqcook import checkpoint, contract, passport, schemes
+    from tqcook import checkpoint, contract, passport
     base = models.tiny('llama', num_key_value_heads=4) if scheme == 'fp8_block' else llama # whole blocks when fused
-    out = export.export(quantize.quantize(base, text(4), scheme, kv='fp8' if scheme == 'fp8' else 'none', progress=False), tmp_path/scheme)
+    out = export.export(
+        quantize.quantize(base, text(4), scheme, kv='fp8' if scheme == 'fp8' else 'none', progress=False),
+        tmp_path / scheme,
+    )
     c = checkpoint.Checkpoint.open(out)
-    assert c.scheme == scheme and {'README.md', 'passport.json', 'tokenizer.json', 'hf_quant_config.json'} <= {p.name for p in out.iterdir()}
+    assert c.scheme == scheme and {'README.md', 'passport.json', 'tokenizer.json', 'hf_quant_config.json'} <= {
+        p.name for p in out.iterdir()
+    }
     assert c.kv == ('fp8' if scheme == 'fp8' else 'none')
     errors = [str(f) for f in contract.check(out).errors]
     assert not errors or scheme == 'int8_sq', errors
@@ -336,7 +415,10 @@ def test_every_scheme_writes_what_the_contract_wants(llama, scheme, tmp_path):
 def test_a_checkpoint_of_several_files(llama, tmp_path, monkeypatch):
     from tqcook import checkpoint, contract, passport
     monkeypatch.setattr(export, 'SHARD', '200KB')
-    out = export.export(quantize.quantize(models.tiny('llama', num_key_value_heads=4), None, 'fp8_block', progress=False), tmp_path/'many')
+    out = export.export(
+        quantize.quantize(models.tiny('llama', num_key_value_heads=4), None, 'fp8_block', progress=False),
+        tmp_path/'many',
+    )
     c = checkpoint.Checkpoint.open(out)
     assert len(list(out.glob('*.safetensors'))) > 3 and not contract.check(out).errors and passport.verify(out).ok
     assert all(len(t.shape) == 4 for n, t in c.tensors.items() if n.endswith('weight_scale'))
@@ -349,7 +431,9 @@ def test_legacy_layout(arch, tmp_path):
     c = json.loads((out/'config.json').read_text())
     assert c['quantization']['quant_algo'] == 'W8A8_SQ_PER_CHANNEL' and c['mapping']['world_size'] == 1
     t = load_file(out/'rank0.safetensors')
-    assert t['transformer.layers.0.attention.qkv.weight'].dtype == torch.int8 and t['transformer.layers.1.mlp.proj.prequant_scaling_factor'].shape == (256,)
+    assert t['transformer.layers.0.attention.qkv.weight'].dtype == torch.int8 and t[
+        'transformer.layers.1.mlp.proj.prequant_scaling_factor'
+    ].shape == (256,)
     q = quantize.quantize(models.tiny(arch), text(4), 'int8_token', progress=False)
     codes = q.loaded.model.model.layers[1].mlp.down_proj
     fake = codes.weight_quantizer(codes.weight).float()
@@ -363,7 +447,7 @@ def test_legacy_layout(arch, tmp_path):
     assert not any('activation' in n or 'prequant' in n for n in t)
 
 
-# --- refusals --------------------------------------------------------------------------------------------------------------
+# refusals
 
 @pytest.mark.parametrize('kw, said', [
     (dict(scheme='fp9'), r"no scheme named 'fp9' \(did you mean 'fp8'"),
@@ -385,15 +469,25 @@ def test_legacy_layout(arch, tmp_path):
     (dict(exclude=['*.nosuch']), 'matches no linear layer'),
 ])
 def test_options_that_make_no_sense_are_refused(llama, kw, said):
-    with pytest.raises(CookError, match=said): quantize.quantize(llama, text(2), progress=False, **kw)
+    with pytest.raises(CookError, match=said):
+        quantize.quantize(llama, text(2), progress=False, **kw)
 
 
-@pytest.mark.parametrize('corpus, said', [
-    (None, 'no samples'), (SimpleNamespace(windows=[]), 'no samples'), (SimpleNamespace(windows=[np.array([], int)]), 'window 0 is empty'),
-    (SimpleNamespace(windows=[np.array([1, 2]), np.array([3, 4096])]), "window 1 has token 4096, beyond the model's vocabulary of 4096"),
-])
+@pytest.mark.parametrize(
+    'corpus, said',
+    [
+        (None, 'no samples'),
+        (SimpleNamespace(windows=[]), 'no samples'),
+        (SimpleNamespace(windows=[np.array([], int)]), 'window 0 is empty'),
+        (
+            SimpleNamespace(windows=[np.array([1, 2]), np.array([3, 4096])]),
+            "window 1 has token 4096, beyond the model's vocabulary of 4096",
+        ),
+    ],
+)
 def test_text_that_cannot_be_used_is_refused(llama, corpus, said):
-    with pytest.raises(CookError, match=said): quantize.quantize(llama, corpus, 'fp8', progress=False)
+    with pytest.raises(CookError, match=said):
+        quantize.quantize(llama, corpus, 'fp8', progress=False)
 
 
 def test_schemes_without_calibration_need_no_text(llama):
@@ -404,32 +498,41 @@ def test_schemes_without_calibration_need_no_text(llama):
 def test_a_damaged_weight_is_named():
     m = models.tiny('llama')
     m.model.model.layers[1].mlp.up_proj.weight[3, 4] = float('nan')
-    with pytest.raises(CookError, match=r'model\.layers\.1\.mlp\.up_proj\.weight has 1 value'): quantize.quantize(m, text(2), 'fp8', progress=False)
+    with pytest.raises(CookError, match=r'model\.layers\.1\.mlp\.up_proj\.weight has 1 value'):
+        quantize.quantize(m, text(2), 'fp8', progress=False)
 
 
 def test_a_width_that_the_group_does_not_divide_is_named():
     m = models.tiny('llama', hidden_size=96, num_attention_heads=4)
-    with pytest.raises(CookError, match=r'q_proj has 96 inputs, which 128 does not divide'): quantize.quantize(m, text(2), 'int4_awq', progress=False)
+    with pytest.raises(CookError, match=r'q_proj has 96 inputs, which 128 does not divide'):
+        quantize.quantize(m, text(2), 'int4_awq', progress=False)
 
 
 def test_a_model_without_linear_layers_is_refused():
     class Head(torch.nn.Module):
         def __init__(self):
-            super().__init__(); self.emb, self.config = torch.nn.Embedding(16, 8), SimpleNamespace(vocab_size=16)
-        def get_output_embeddings(self): return None
-    with pytest.raises(CookError, match='Head has no linear layers'): quantize.preflight(models.Loaded(Head(), None, 'none', device=models.tiny('llama').device), 'fp8')
+            super().__init__()
+            self.emb, self.config = torch.nn.Embedding(16, 8), SimpleNamespace(vocab_size=16)
+        def get_output_embeddings(self):
+            return None
+    with pytest.raises(CookError, match='Head has no linear layers'):
+        quantize.preflight(models.Loaded(Head(), None, 'none', device=models.tiny('llama').device), 'fp8')
 
 
 def test_int8_for_the_pytorch_backend_is_refused_with_the_way_out(llama, tmp_path):
     q = quantize.quantize(llama, text(2), 'int8_sq', progress=False)
-    with pytest.raises(CookError, match="layout='trtllm_legacy'"): export.export(q, tmp_path/'x', backend='pytorch')
-    with pytest.raises(CookError, match="did you mean 'trtllm_legacy'"): export.export(q, tmp_path/'x', layout='trtllm-legacy')
+    with pytest.raises(CookError, match="layout='trtllm_legacy'"):
+        export.export(q, tmp_path/'x', backend='pytorch')
+    with pytest.raises(CookError, match="did you mean 'trtllm_legacy'"):
+        export.export(q, tmp_path/'x', layout='trtllm-legacy')
     assert not q.exported and not list(tmp_path.iterdir())  # refused before anything was touched
 
 
 def test_outliers_refuse_what_would_round():
-    with pytest.raises(CookError, match='power of two'): smoothing.inject_outliers(models.tiny('llama'), factor=50)
-    with pytest.raises(CookError, match='share is 0'): smoothing.inject_outliers(models.tiny('llama'), share=0)
+    with pytest.raises(CookError, match='power of two'):
+        smoothing.inject_outliers(models.tiny('llama'), factor=50)
+    with pytest.raises(CookError, match='share is 0'):
+        smoothing.inject_outliers(models.tiny('llama'), share=0)
 
 
 def test_an_offloaded_model_is_calibrated(tmp_path):
@@ -438,8 +541,20 @@ def test_an_offloaded_model_is_calibrated(tmp_path):
     from accelerate import dispatch_model
     m, c = models.tiny('llama'), text(4)
     whole = ranges(quantize.quantize(m, c, 'fp8', progress=False).loaded.model)
-    m.model = dispatch_model(m.model, {'model.embed_tokens': 'cpu', 'model.layers.0': 'cpu', 'model.layers.1': 'disk', 'model.norm': 'cpu', 'model.rotary_emb': 'cpu', 'lm_head': 'cpu'},
-                             main_device='cpu', offload_dir=str(tmp_path/'off'), force_hooks=True)
+    m.model = dispatch_model(
+        m.model,
+        {
+            'model.embed_tokens': 'cpu',
+            'model.layers.0': 'cpu',
+            'model.layers.1': 'disk',
+            'model.norm': 'cpu',
+            'model.rotary_emb': 'cpu',
+            'lm_head': 'cpu',
+        },
+        main_device='cpu',
+        offload_dir=str(tmp_path/'off'),
+        force_hooks=True,
+    )
     with pytest.raises(CookError, match='copy=False'):
         quantize.quantize(m, c, 'fp8', progress=False)
     q = quantize.quantize(m, c, 'fp8', copy=False, progress=False)

@@ -36,11 +36,11 @@ def test_load(cooked, scheme):
     e = runtime.load(path, device='cpu')
     assert (e.kind, e.scheme, e.notes['linears']) == ('runtime', scheme, len(models.linears(base.model)))
     assert models.linears(e.model) == {} # none was left behind
-    narrow = dict(fp8=torch.float8_e4m3fn, fp8_rowwise=torch.float8_e4m3fn, int8_sq=torch.int8, int8_wo=torch.int8)
-    assert e.model.model.layers[0].mlp.up_proj.weight.dtype == narrow.get(scheme, torch.bfloat16)
+    narrow = dict(int8_sq=torch.int8, int8_wo=torch.int8, int4_awq=torch.bfloat16)
+    assert e.model.model.layers[0].mlp.up_proj.weight.dtype == narrow.get(scheme, torch.float8_e4m3fn)
     p = runtime.products(e)
     assert [(storage, n) for storage, _, n, _ in p.rows] == [(scheme, 14)]
-    assert ('dequantized' in p.kernel(scheme)) == (scheme in ('fp8_block', 'int4_awq'))
+    assert p.kernel(scheme).startswith('torch.') == (scheme in ('fp8', 'fp8_rowwise', 'int8_sq'))
     assert [how for _, how, _, _ in p.rows] == e.notes['arithmetic']
 
 
@@ -87,6 +87,10 @@ def test_nvfp4_runs_on_dequantized_weights(cooked, tmp_path, both):
     p = parity.parity(e, ref, tokens(), base)
     assert p.passed and p.scheme == 'nvfp4' and .05 < p.cost < .6, p.failures
     assert 'dequantized' in runtime.products(e)._repr_markdown_()
+    assert p.arithmetic == ['W4A16, inputs as they are']
+    groups = both(d, activations='group')
+    q = parity.parity(*groups, tokens(), base)
+    assert q.worst < q.bound and q.arithmetic == ['W4A4, inputs a scale per group'] and q.cost > p.cost, q.failures
 
 
 def test_passport_is_checked_before_loading(cooked, tmp_path):
@@ -101,6 +105,70 @@ def test_passport_is_checked_before_loading(cooked, tmp_path):
     f.write_bytes(raw)
     with pytest.raises(CookError, match='model.safetensors'):
         runtime.load(d, device='cpu')
+
+
+# --- layouts of other tools
+
+
+@pytest.mark.parametrize('scheme,layout', [('int8_token', 'compressed-tensors'), ('int8_wo', 'compressed-tensors'),
+                                           ('int4_awq', 'compressed-tensors'), ('fp8_rowwise', 'compressed-tensors'),
+                                           ('fp8_block', 'deepseek')])
+def test_layouts_that_other_engines_load(tmp_path, both, scheme, layout):
+    "What stands in a file of another layout is computed as its config says."
+    base = models.tiny('llama', hidden_size=128, intermediate_size=384, num_hidden_layers=2)
+    kw = dict(folded=True) if scheme == 'int4_awq' else {}
+    q = quantize.quantize(base, Windows(), scheme, progress=False, **kw)
+    e, ref = both(export.export(q, tmp_path/'x', layout=layout))
+    assert {m.storage for m in runtime.quantized(e.model).values()} == {scheme}
+    p = parity.parity(e, ref, tokens(), base)
+    assert p.passed and p.linears == 14, p.failures
+    if scheme == 'int8_token':
+        assert p.arithmetic == ['W8A8, inputs a scale per token'] and e.model.model.layers[0].mlp.up_proj.weight.dtype == torch.int8
+    if scheme == 'fp8_block':
+        assert p.arithmetic == ['W8A8, inputs a scale per group']
+        weights_only = runtime.load(e.path, device='cpu', activations='none')
+        assert not parity.parity(weights_only, ref, tokens(), base).passed # another arithmetic under the same name
+
+
+def test_int8_as_compressed_tensors_by_hand(cooked, tmp_path, both):
+    "Config and tensors as vLLM loads them, written here and not by our export."
+    path, base, _ = cooked('fp8')
+    def pack(t, c):
+        for n, m in models.linears(base.model).items():
+            w = m.weight.float()
+            s = w.abs().amax(1, keepdim=True) / 127
+            t.pop(f'{n}.input_scale')
+            t.update({f'{n}.weight': (w / s).round().to(torch.int8), f'{n}.weight_scale': s})
+        eight = dict(num_bits=8, type='int', symmetric=True)
+        group = dict(targets=['Linear'], weights=eight | dict(strategy='channel', dynamic=False),
+                     input_activations=eight | dict(strategy='token', dynamic=True))
+        c['quantization_config'] = dict(quant_method='compressed-tensors', format='int-quantized', ignore=['lm_head'],
+                                        quantization_status='compressed', config_groups=dict(group_0=group))
+    d = edit(path, tmp_path/'ct', pack)
+    (d/'hf_quant_config.json').unlink()
+    e, ref = both(d)
+    p = parity.parity(e, ref, tokens(), base)
+    assert p.passed and p.arithmetic == ['W8A8, inputs a scale per token'] and p.cost < .05, p.failures
+
+
+def test_loaders_that_fuse_round_again(cooked, tmp_path, both):
+    "q, k, v and gate, up of different scales: codes go to the largest one, and the result says so."
+    path, base, _ = cooked('fp8')
+    def spread(t, c):
+        for n, m in models.linears(base.model).items():
+            s = m.weight.float().abs().max() / 448
+            t.update({f'{n}.weight': formats.quantize_e4m3(m.weight, s), f'{n}.weight_scale': s})
+    d = edit(path, tmp_path/'x', spread)
+    e, ref = both(d)
+    layer = e.model.model.layers[0].self_attn
+    assert layer.q_proj.weight_scale == layer.k_proj.weight_scale == layer.v_proj.weight_scale
+    p, apart = parity.parity(e, ref, tokens(), base), runtime.load(d, device='cpu', fused=False)
+    assert p.passed and p.arithmetic[-1].startswith('4 fused products'), p.failures
+    assert apart.notes['arithmetic'] == p.arithmetic[:-1]
+    other = apart.model.model.layers[0].self_attn
+    codes = [[getattr(a, n).weight.view(torch.uint8) for n in ('q_proj', 'k_proj', 'v_proj')] for a in (layer, other)]
+    assert 1 <= sum(torch.equal(x, y) for x, y in zip(*codes)) < 3 # those of the largest scale stay
+    assert not parity.parity(apart, ref, tokens(), base).passed # the two are told apart
 
 
 # --- the KV cache
@@ -190,7 +258,16 @@ def no_scales(t, c):
         t.pop(k)
 
 
+def scale(value, leaf='weight_scale'):
+    return lambda t, c: t.update({f'{UP}.{leaf}': torch.tensor(value)})
+
+
 BAD = {
+    'a scale of NaN': (scale(math.nan), 'up_proj.weight_scale'),
+    'a negative scale': (scale(-.01), 'up_proj.weight_scale'),
+    'an infinite scale': (scale(math.inf, 'input_scale'), 'up_proj.input_scale'),
+    'an absurd scale': (scale(1e30), 'up_proj.weight_scale'),
+    'a scale of zero': (scale(0.), 'up_proj.weight_scale'),
     'a norm is missing': (lambda t, c: t.pop('model.norm.weight'), 'model.norm.weight'),
     'a weight is missing, its scale is not': (lambda t, c: t.pop(f'{UP}.weight'), 'up_proj'),
     'a scale is missing': (lambda t, c: t.pop(f'{UP}.weight_scale'), 'up_proj'),

@@ -16,10 +16,12 @@ import shutil
 import sys
 from pathlib import Path
 
-from . import __version__, bench, compare, contract, data, device, parameters, schemes
+from . import __version__, advice, bench, compare, contract, data, device, parameters, schemes
 from .core import CookError, environment, fmt_bytes, plain, redact
+from .new import new_recipe
 from .recipe import EXIT, Recipe, at, find_recipe, open_model, outcome, recipes
 from .runner import RunError, run
+from .sweep import sweep
 
 # %% ../nbs/84_cli.ipynb #713641e2
 def _table(md: str) -> str:
@@ -164,6 +166,13 @@ def _tell(noun, text: str, as_json: bool, verdict: str) -> int:
     print(json.dumps(plain(noun), indent=1) if as_json else text)
     return EXIT.get(verdict, 0)
 
+# %% ../nbs/84_cli.ipynb #a0d715e0
+def _cmd_advise(a) -> int:
+    "tqcook advise"
+    gpu = a.gpu or device.detect('cuda')
+    found = advice.advise(gpu, a.model, a.batch, a.context, a.output, a.goal or '', a.kv, a.trtllm)
+    return _tell(found, terminal(found._repr_markdown_()), a.json, 'PASS')
+
 # %% ../nbs/84_cli.ipynb #16fdb824
 _POINTS = dict(cuda=('bf16,fp8,fp8+kv', '1,16,64', '512', '1x512,4x2048'), cpu=('bf16,fp8', '1,4', '128', '1x128'))
 
@@ -190,6 +199,22 @@ def _cmd_bench(a) -> int:
         b.peers.append(bench.peer_of(a.model, here, b.points[0].tokens if b.points else 128))
     return _tell(b, terminal(b._repr_markdown_()), a.json, 'PASS')
 
+# %% ../nbs/84_cli.ipynb #5f0c0b01
+def _cmd_sweep(a) -> int:
+    "tqcook sweep"
+    out = a.out or f'runs/sweep-{find_recipe(a.recipe).name}'
+    tell = lambda line: print(line, file=sys.stderr)
+    s = sweep(a.recipe, a.grid, a.size or '', out, a.workers, a.gpus, a.ray or '', a.retries, tell)
+    print(json.dumps(s.rows, indent=1) if a.json else terminal(s._repr_markdown_()) + f'\n\ntable    {out}/sweep.csv')
+    return 1 if s.open else 0
+
+# %% ../nbs/84_cli.ipynb #5f0c0b02
+def _cmd_new(a) -> int:
+    "tqcook new"
+    path = new_recipe(a.name)
+    print(json.dumps(dict(path=str(path))) if a.json else f'{path}\nrun it: tqcook run {a.name}')
+    return 0
+
 # %% ../nbs/84_cli.ipynb #8b3dc6f6
 class _Parser(argparse.ArgumentParser):
     "argparse, with one line for an error."
@@ -205,7 +230,7 @@ def _fail(message: str, code: int) -> int:
 
 # %% ../nbs/84_cli.ipynb #2a9d5a99
 _VERBS = dict(run=_cmd_run, list=_cmd_list, doctor=_cmd_doctor, compare=_cmd_compare, check=_cmd_check,
-              bench=_cmd_bench)
+              advise=_cmd_advise, bench=_cmd_bench, sweep=_cmd_sweep, new=_cmd_new)
 _USAGE = '''
 run | verb | | run a recipe and leave executed.ipynb, report.html and results.json
 run recipe | text | | name (tqcook list shows them) or path of a notebook
@@ -236,6 +261,15 @@ check --trtllm | text | 1.2.1 | version of TensorRT-LLM
 check --backend | text | auto | auto, pytorch or tensorrt
 check --device | text | | GPU that shall serve it, such as h100
 check --deep | switch | | read the tensors too
+advise | verb | | rank the schemes for a GPU, a model and a workload; nothing is loaded, no GPU is needed
+advise --gpu | text | | h100, another name of the table, or sm90 (default: the GPU here)
+advise --model | text | shape:llama-3.1-8b | directory, config.json or shape:NAME
+advise --batch | int | 1 | requests at once
+advise --context | int | 2048 | tokens of each prompt
+advise --output | int | 256 | tokens of each answer
+advise --goal | text | | latency, throughput, context or quality (default: latency for one request, else throughput)
+advise --kv | text | none | none or fp8
+advise --trtllm | text | 1.2.1 | version of TensorRT-LLM
 bench | verb | | measure tokens a second, beside what the memory of this device allows
 bench model | maybe | demo | demo, a directory (plain or exported), or shape:NAME
 bench --schemes | text | | such as bf16,fp8,fp8+kv,int8_wo (+kv: FP8 KV cache)
@@ -244,7 +278,18 @@ bench --contexts | text | | tokens already in the cache, such as 512,4096
 bench --prompts | text | | prefills as batch x tokens, such as 1x512,4x2048
 bench --steps | int | 16 | decode steps in one measurement
 bench --peer | switch | | also time generate of transformers
-bench --device | text | auto | auto, cpu, cuda or cuda:N'''
+bench --device | text | auto | auto, cpu, cuda or cuda:N
+sweep | verb | | run a recipe for every combination of a grid's values; the same command goes on where it stopped
+sweep recipe | text | | name or path of a notebook
+sweep grid | text | | YAML file with a value or a list of values for each parameter
+sweep --size | text | | values for the other parameters, from recipes/params/SIZE.yaml
+sweep -o --out | text | | folder (default: runs/sweep-RECIPE)
+sweep --workers | int | 2 | runs at a time
+sweep --gpus | int | 0 | GPUs of its own for each run; 0: the recipe's parameter device decides
+sweep --ray | text | | address of a Ray cluster, auto or local; without it, processes here
+sweep --retries | int | 1 | how often a run that was killed is started again
+new | verb | | begin a recipe: a notebook that runs, and passes the tests, as it is
+new name | text | | lower case, such as my_recipe'''
 _KINDS = dict(text={}, int=dict(type=int), float=dict(type=float), many=dict(action='append', default=[]),
               switch=dict(action='store_true'), maybe=dict(nargs='?'))
 

@@ -13,8 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import tqcook
-from . import device as devices
-from . import schemes
+from . import device as devices, schemes
 from tqcook.checkpoint import (
     FUSED,
     GROUP_SIZES,
@@ -47,14 +46,14 @@ def refusal(
         return f'it does not read layout {c.layout}'
     if c.algo is None:
         return 'a quantization config that it does not know' if c.config.get('quantization_config') else ''
-    if c.layout != 'hf' or (c.algo, engine) == ('MIXED_PRECISION', 'vllm'):
+    if c.layout == 'compressed-tensors' or (c.algo, engine) == ('MIXED_PRECISION', 'vllm'):
         return ''
-    if not c.scheme or schemes.get(c.scheme).layouts.get(engine) != 'hf':
+    if c.layout == 'hf' and (not c.scheme or schemes.get(c.scheme).layouts.get(engine) != 'hf'):
         takes = [s.quant_algo for s in schemes.SCHEMES.values() if s.layouts.get(engine) == 'hf']
         return f'in layout hf it reads {", ".join(takes)}, not {c.algo}'
     for m, t in c.linears.items() if c.scheme == 'fp8_block' else ():
         s, inputs = t.get('weight_scale'), t['weight'].shape[1]
-        if c.algo_of(m) and s and len(s.shape) != 4:
+        if c.algo_of(m) and c.layout == 'hf' and s and len(s.shape) != 4:
             return f'{m} has block scales in {len(s.shape)} dimensions; it wants four'
         if c.algo_of(m) and inputs % 128:
             return f'{m} has {inputs} inputs, no multiple of 128'

@@ -19,7 +19,7 @@ from .models import quiet
 from .quantize import Quantized, quantizers, saved
 
 # %% ../nbs/35_export.ipynb #55f7e15c
-LAYOUTS = { # the schemes that each can hold
+LAYOUTS = { # the storages that each can hold
     'hf': ('fp8', 'fp8_rowwise', 'fp8_block', 'int8_sq', 'int8_wo', 'int4_awq', 'nvfp4', 'mxfp8'),
     'compressed-tensors': ('int8_token', 'int8_wo', 'int4_awq', 'fp8_rowwise'),
     'deepseek': ('fp8_block',),
@@ -86,11 +86,12 @@ def _one(x): # a range of zero gets a scale of one
 def _encode(scheme, layout, w, fake, quantizer, inputs, name):
     "The codes behind a fake-quantized weight and its scales: leaf name -> tensor."
     packed = layout == 'compressed-tensors' and schemes.get(scheme).weight_only
-    scales = scales_of(scheme, w)
-    if scheme == 'fp8': # a fused group shares one
+    storage = schemes.get(scheme).storage
+    scales = scales_of(storage, w)
+    if storage == 'fp8': # a fused group shares one
         scales['weight_scale'] = quantizer._amax.float().reshape(()).to(w.device) / E4M3_MAX
     scales = {k: _one(v.bfloat16() if packed else v) if v.element_size() > 1 else v for k, v in scales.items()}
-    t = quantize(scheme, fake, scales) # BF16 moved it by far less than a step: these are the codes it was made of
+    t = quantize(storage, fake, scales) # BF16 moved it by far less than a step: these are the codes it was made of
     smooth = inputs.pre_quant_scale if inputs is not None else None
     if smooth is not None and layout != 'hf':
         raise CookError(f'{name} has smoothing factors beside it, and {layout} has no place for them; quantize with '
@@ -99,7 +100,7 @@ def _encode(scheme, layout, w, fake, quantizer, inputs, name):
         s = t.pop('weight_scale')
         return t | dict(weight_scale_inv=s.reshape(s.shape[0], s.shape[2]))
     if packed:
-        return _pack(scheme, t, w.shape)
+        return _pack(storage, t, w.shape)
     if layout == 'compressed-tensors':
         return t | dict(weight_scale=t['weight_scale'].float().reshape(-1, 1))
     if smooth is not None:
@@ -108,16 +109,16 @@ def _encode(scheme, layout, w, fake, quantizer, inputs, name):
         if getattr(inputs, '_amax', None) is None:
             raise CookError(f'no calibration token ever reached {name}, so its input has no range; give more varied '
                             f'text or exclude it')
-        top = FORMATS[schemes.get(scheme).a_dtype].max * (E4M3_MAX if scheme == 'nvfp4' else 1)
+        top = FORMATS[schemes.get(scheme).a_dtype].max * (E4M3_MAX if storage == 'nvfp4' else 1)
         t['input_scale'] = _one(inputs._amax.float().reshape(()) / top)
     return t
 
 # %% ../nbs/35_export.ipynb #92992a2c
-def _pack(scheme, t, shape):
+def _pack(storage, t, shape):
     "compressed-tensors' form of small integers: unsigned, several to a 32-bit word, the first lowest."
     import torch
     codes = t['weight']
-    if scheme == 'int4_awq': # two rows to a byte -> two columns to a byte, code + 8
+    if storage == 'int4_awq': # two rows to a byte -> two columns to a byte, code + 8
         rows = torch.stack([codes & 15, codes >> 4], 1).reshape(shape) ^ 8
         codes = rows[:, ::2] | rows[:, 1::2] << 4
     else:
@@ -128,13 +129,13 @@ def _pack(scheme, t, shape):
     return dict(weight_packed=codes.contiguous().view(torch.int32), weight_scale=scale, weight_shape=torch.tensor(shape))
 
 # %% ../nbs/35_export.ipynb #fb4ed63b
-def _unpack(scheme, t):
+def _unpack(storage, t):
     "The form that `formats` reads, from that of a file."
     import torch
     if 'weight_packed' not in t:
         return t
     codes = t['weight_packed'].view(torch.uint8)
-    if scheme == 'int8_wo':
+    if storage == 'int8_wo':
         return t | dict(weight=(codes ^ 128).view(torch.int8))
     columns = torch.stack([codes & 15, codes >> 4], -1).flatten(1) ^ 8
     return t | dict(weight=columns[::2] | columns[1::2] << 4)
@@ -154,7 +155,7 @@ def _label(scheme, kv, layout, excluded):
     q = dict(quant_algo=_ALGOS.get(scheme, s.quant_algo), kv_cache_quant_algo='FP8' if kv == 'fp8' else None)
     if s.w_granularity == 'group':
         q['group_size'] = s.block
-    if scheme == 'int4_awq':
+    if s.storage == 'int4_awq':
         q |= dict(has_zero_point=False, pre_quant_scale=True)
     producer = dict(name='modelopt', version=need('modelopt', 'quantize').__version__)
     head = dict(producer=producer, quantization=q | dict(exclude_modules=excluded))
@@ -216,7 +217,9 @@ def export(
 
 # %% ../nbs/35_export.ipynb #00819f9d
 def _layout(scheme, engine):
-    return schemes.layout_for(scheme, engine) if engine else next(n for n, holds in LAYOUTS.items() if scheme in holds)
+    if engine:
+        return schemes.layout_for(scheme, engine)
+    return next(name for name, holds in LAYOUTS.items() if schemes.get(scheme).storage in holds)
 
 # %% ../nbs/35_export.ipynb #33960050
 def _check_layout(q, layout, backend):
@@ -227,7 +230,7 @@ def _check_layout(q, layout, backend):
         raise CookError(f'this model was exported to {q.exported} in a layout that consumes it; quantize again')
     if backend and schemes.trtllm_support(q.scheme, '1.2.1', backend).how == 'refused':
         raise CookError(schemes.trtllm_support(q.scheme, '1.2.1', backend).why)
-    if q.scheme not in LAYOUTS[layout]:
+    if schemes.get(q.scheme).storage not in LAYOUTS[layout]:
         raise CookError(f'{layout} cannot hold {q.scheme}; it holds {", ".join(LAYOUTS[layout])}')
     if q.kv != 'none' and layout != 'hf':
         raise CookError(f"{layout} says nothing of the KV cache; take layout 'hf', or kv 'none' and the server's own "
@@ -276,7 +279,7 @@ def read_back(
         count += 1
         leaves = {k.removeprefix(module + '.'): files[k].get_tensor(k) for k in files if k.rpartition('.')[0] == module}
         left -= {f'{module}.{k}' for k in leaves if k != 'bias'}
-        wrong += [] if _agrees(quantized.scheme, leaves, fake) else [module]
+        wrong += [] if _agrees(schemes.get(quantized.scheme).storage, leaves, fake) else [module]
     named = _named(read_json(Path(out)/'config.json', finite=False)['quantization_config'])
     unnamed = set(_excluded(model, plain)) - set(named)
     broken = wrong + sorted(unnamed) + sorted(left) + _foreign(model, files)
@@ -301,7 +304,7 @@ def _named(q): # modules that a label leaves out, whatever it calls them
     return next(q[k] for k in ('ignore', 'modules_to_not_convert', 'exclude_modules') if k in q)
 
 # %% ../nbs/35_export.ipynb #4ab5e029
-def _agrees(scheme, leaves, fake):
+def _agrees(storage, leaves, fake):
     "Whether a stored weight is the fake-quantized one, to the rounding of BF16 (which packed scales have as well)."
     import torch
     codes = leaves.get('weight', leaves.get('weight_packed'))
@@ -309,7 +312,7 @@ def _agrees(scheme, leaves, fake):
         return False
     if not {'weight_scale', 'weight_scale_inv'} & leaves.keys():
         return False
-    w, fake = dequantize(scheme, _unpack(scheme, leaves)), fake.float().cpu()
+    w, fake = dequantize(storage, _unpack(storage, leaves)), fake.float().cpu()
     if w.shape != fake.shape or not torch.isfinite(w).all():
         return False
     return bool(((w - fake).abs() <= 2.**-7 * fake.abs() + 1e-12).all())

@@ -91,7 +91,8 @@ def plot_formats(
     for n, c in zip(names, ('tab:green', 'tab:orange', 'tab:purple', 'tab:gray')):
         err = np.abs(round_to(x, n, 1.) - x) / x
         # the envelope: the worst case nearby
-        edge = [err[max(0, i - 90):i + 91].max() for i in range(0, len(x), 10)]
+        starts = range(0, len(x), 10)
+        edge = [err[max(0, i - 90):i + 91].max() for i in starts]
         ax.plot(x[::10], edge, color=c, label=n.upper())
     ax.set(xscale='log', yscale='log', ylim=(1e-3, 1.3))
     ax.set(xlabel='magnitude, as a share of the largest', ylabel='relative error, worst nearby')
@@ -206,7 +207,8 @@ STORAGES = dict(map(_read_storage, _STORAGES.strip().split('\n')))
 # %% ../nbs/01_formats.ipynb #2d6bedaf
 def _storage(w, s, parts, algo):
     "The storage for a weight and its scales; None when there is none."
-    per_channel = tuple(s.shape) in ((w.shape[0],), (w.shape[0], 1))
+    rows = w.shape[0]
+    per_channel = tuple(s.shape) in ((rows,), (rows, 1))
     wide = s.dtype in ('F32', 'BF16', 'F16')
     if w.dtype == 'F8_E4M3':
         if s.dtype in ('U8', 'F8_E8M0'):
@@ -378,7 +380,7 @@ def quantize(
 
 # %% ../nbs/01_formats.ipynb #a2c0ffee
 def unpack(
-    t: dict, # leaf name -> array or tensor, with `weight_packed`: unsigned integers, several to a word, the first lowest
+    t: dict, # leaf name -> array or tensor; `weight_packed`: unsigned integers, several to a word, the first lowest
     bits: int, # 8 or 4
 ) -> dict: # the same with `weight`, as `dequantize` reads it
     "The codes in compressed-tensors' 32-bit words."
@@ -386,5 +388,6 @@ def unpack(
     codes = t['weight_packed'].view(xp.uint8)
     if bits == 8:
         return t | dict(weight=(codes ^ 128).view(xp.int8))
-    columns = xp.stack([codes & 15, codes >> 4], -1).reshape(codes.shape[0], -1) ^ 8
+    pairs = xp.stack([codes & 15, codes >> 4], -1)
+    columns = pairs.reshape(codes.shape[0], -1) ^ 8
     return t | dict(weight=columns[::2] | columns[1::2] << 4)

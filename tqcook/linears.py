@@ -7,7 +7,7 @@ __all__ = ['SPANS', 'COVERS', 'pad_to', 'fp8_mm', 'quantize_int8', 'int8_mm', 'a
            'widened_mm', 'quantized_linear', 'reference_linear']
 
 # %% ../nbs/50_linears.ipynb #f27eb0e7
-from .formats import E4M3_MAX, dequantize, quantize_e4m3, round_up
+from .formats import E4M3_MAX, dequantize, quantize, quantize_e4m3, round_up
 
 # %% ../nbs/50_linears.ipynb #23a4e083
 def pad_to(
@@ -70,9 +70,9 @@ def int8_mm(
 
 # %% ../nbs/50_linears.ipynb #7e00e7ac
 SPANS = { # storage -> what an input scale may cover, as engines have it; the first is the default
-    'fp8': ('static', 'tensor'), 'fp8_rowwise': ('token',), 'fp8_block': ('none',),
+    'fp8': ('static', 'tensor'), 'fp8_rowwise': ('token',), 'fp8_block': ('group', 'none'),
     'int8_sq': ('static', 'token'), 'int8_token': ('token',), 'int8_wo': ('none',),
-    'int4_awq': ('none',), 'nvfp4': ('none',), 'mxfp8': ('none',),
+    'int4_awq': ('none',), 'nvfp4': ('none', 'group'), 'mxfp8': ('none', 'group'), # groups: Blackwell
 }
 
 # %% ../nbs/50_linears.ipynb #32ddbf53
@@ -100,6 +100,20 @@ def dynamic_scale(
     amax = x.amax() if dim is None else x.amax(dim, keepdim=True)
     return amax.clamp(min=1e-12) / top
 
+# %% ../nbs/50_linears.ipynb #96d8d367
+def _by_groups(storage, x, t):
+    "Inputs through the grid in groups, each with a scale of its own from the data, and back: float32."
+    x, k = x.float(), x.shape[-1]
+    if storage == 'fp8_block': # groups of 128
+        g = pad_to(x, len(x), round_up(k, 128)).reshape(len(x), -1, 128)
+        scale = dynamic_scale(g, E4M3_MAX, -1)
+        return (quantize_e4m3(g, scale).float() * scale).reshape(len(x), -1)[:, :k]
+    scales = None
+    if 'input_scale' in t: # NVFP4: a static number over the scales of groups of 16
+        top, amax = t['input_scale'].float(), x.reshape(len(x), -1, 16).abs().amax(-1)
+        scales = dict(weight_scale=quantize_e4m3(amax / 6, top), weight_scale_2=top)
+    return dequantize(storage, quantize(storage, x, scales))
+
 # %% ../nbs/50_linears.ipynb #3657c9c7
 def quantize_input(
     storage: str, # a key of `SPANS`
@@ -111,8 +125,8 @@ def quantize_input(
     span = span or SPANS[storage][0]
     if 'pre_quant_scale' in t: # SmoothQuant's and AWQ's
         x = x.float() * t['pre_quant_scale'].float()
-    if span == 'none':
-        return x, x.new_ones(())
+    if span in ('none', 'group'):
+        return x if span == 'none' else _by_groups(storage, x, t), x.new_ones(())
     top, quantize = (127., quantize_int8) if storage.startswith('int8') else (E4M3_MAX, quantize_e4m3)
     scale = t['input_scale'] if span == 'static' else dynamic_scale(x, top, None if span == 'tensor' else -1)
     return quantize(x, scale), scale
@@ -142,9 +156,10 @@ def quantized_linear(
     weight, bias = t['weight'], t.get('bias')
     if storage in ('fp8', 'fp8_rowwise'):
         return fp8_mm(codes, weight, scale, t['weight_scale'], bias, x.dtype, fast_accum)
-    if not storage.startswith('int8'): # no product of its own
-        weight = weight if weight.dtype == x.dtype else dequantize(storage, t).to(x.dtype)
-        return torch.nn.functional.linear(codes.to(x.dtype), weight, bias)
+    if not storage.startswith('int8'): # no product of its own: in 16 bits, or in float32 what was not widened
+        weight = weight if weight.dtype == x.dtype else dequantize(storage, t)
+        bias = None if bias is None else bias.to(weight.dtype)
+        return torch.nn.functional.linear(codes.to(weight.dtype), weight, bias).to(x.dtype)
     y = int8_mm(codes, weight) if codes.dtype == torch.int8 else widened_mm(codes, weight)
     y = y.float() * scale * t['weight_scale'].reshape(-1)
     return (y if bias is None else y + bias.float()).to(x.dtype)

@@ -129,7 +129,8 @@ class _Watch:
         experts = [n for n in modules if n.endswith('.experts')] # told which token goes where
         return handles + [modules[n].register_forward_pre_hook(functools.partial(self.route, n)) for n in experts]
     def route(self, name, module, args):
-        self.routes[name] = args[1:]
+        if args[1:]: # Llama 4 hands each expert its tokens instead
+            self.routes[name] = args[1:]
     def compare(self, name, module, args, out):
         import torch
         self.inputs[name] = args[0]

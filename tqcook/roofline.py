@@ -108,24 +108,31 @@ def product_rate(
     seconds = time_of(lambda: [run() for _ in range(times)], cuda, repeats=7)
     return 2 * rows * n * k * times / seconds
 
+# %% ../nbs/61_roofline.ipynb #0d809c3e
+def _layers(n, device):
+    "The weights of two layers of a Llama of this width, more than a GPU's cache holds, and an input for each."
+    import torch
+    shapes = 2 * ((n * 3 // 2, n), (n, n), (7 * n, n), (n, n * 7 // 2))
+    draw = lambda *size: torch.randn(size, device=device).bfloat16()
+    return [(draw(1, k), draw(m, k)) for m, k in shapes]
+
 # %% ../nbs/61_roofline.ipynb #e9912981
 def _launch(device, bandwidth):
-    "Seconds that a product of one row costs beside its bytes; a row of them, in a CUDA graph where there is one."
+    "Seconds that a product of one row costs beside its bytes; a step's worth, in a CUDA graph where there is one."
     import torch
     cuda = device.kind == 'cuda'
-    n = 4096 if cuda else 256
-    weights = torch.randn(16, n, n, device=device.torch).bfloat16() # on a GPU more than its cache holds
-    x = torch.randn(1, n, device=device.torch).bfloat16()
-    row = lambda: [torch.nn.functional.linear(x, w) for w in weights]
+    pairs = _layers(4096 if cuda else 256, device.torch)
+    row = lambda: [torch.nn.functional.linear(x, w) for x, w in pairs]
     row()
+    moved = sum(w.nbytes for _, w in pairs)
     if cuda:
         torch.cuda.synchronize()
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
             row()
         row = graph.replay
-    each = time_of(row, cuda, repeats=9) / len(weights)
-    return max(each - 2 * n * n / bandwidth, 1e-7)
+    beside = time_of(row, cuda, repeats=9) - moved / bandwidth
+    return max(beside / len(pairs), 1e-7)
 
 # %% ../nbs/61_roofline.ipynb #19003b74
 def measure(

@@ -51,9 +51,19 @@ def test_a_wrong_scale_is_noticed(tmp_path, scheme):
     assert errors.pop('1.o') > BOUND and max(errors.values()) < BOUND
 
 
-@pytest.mark.parametrize('arch, scheme, kv', [('llama', 'fp8', 'none'), ('llama', 'fp8', 'fp8'), ('mistral', 'fp8_rowwise', 'none'),
-                                              ('qwen2', 'int8_sq', 'none'), ('qwen3', 'int8_wo', 'none'), ('llama', 'fp8_block', 'fp8'),
-                                              ('qwen3', None, 'none'), ('qwen2', 'int8_token', 'none')])
+@pytest.mark.parametrize(
+    'arch, scheme, kv',
+    [
+        ('llama', 'fp8', 'none'),
+        ('llama', 'fp8', 'fp8'),
+        ('mistral', 'fp8_rowwise', 'none'),
+        ('qwen2', 'int8_sq', 'none'),
+        ('qwen3', 'int8_wo', 'none'),
+        ('llama', 'fp8_block', 'fp8'),
+        ('qwen3', None, 'none'),
+        ('qwen2', 'int8_token', 'none'),
+    ],
+)
 @needs_triton
 def test_a_step_is_what_plain_pytorch_computes(tmp_path, arch, scheme, kv):
     "Padded prompts, several splits of attention, two steps; grid steps of 8-bit formats allow some per cent."
@@ -103,14 +113,18 @@ def test_a_short_prefill_is_recorded_and_stays_the_same(tmp_path):
 def test_plain_pytorch_where_the_kernels_are_not_wanted(tmp_path):
     d, path = made(tmp_path, 'fp8', fast=False)
     assert d.fast is None and d.why_eager == 'asked for'
-    assert max(decoder.product_errors(d, path).values()) < BOUND and len(decoder.generate(d, [[1, 2]], 4, stop=())[0].ids) == 4
+    assert (
+        max(decoder.product_errors(d, path).values()) < BOUND
+        and len(decoder.generate(d, [[1, 2]], 4, stop=())[0].ids) == 4
+    )
 
 
 def test_without_triton_the_decoder_runs_and_says_so(tmp_path):
     bench.Synthetic(models.tiny('llama', **SIZE).model.config.to_dict(), 'fp8').save(tmp_path/'c')
     (tmp_path/'triton').mkdir()
     (tmp_path/'triton/__init__.py').write_text('raise ImportError("no", name="triton")')
-    code = f"from tqcook import decoder; d = decoder.load({str(tmp_path/'c')!r}, 'cuda'); print(d.why_eager, decoder.generate(d, [[1]], 2)[0].ids)"
+    load = f"from tqcook import decoder; d = decoder.load({str(tmp_path/'c')!r}, 'cuda')"
+    code = f'{load}; print(d.why_eager, decoder.generate(d, [[1]], 2)[0].ids)'
     env = dict(os.environ, PYTHONPATH=os.pathsep.join([str(tmp_path), *sys.path]))
     r = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, env=env, timeout=200)
     assert r.returncode == 0 and 'triton is not installed' in r.stdout, r.stderr[-800:]

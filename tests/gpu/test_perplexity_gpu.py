@@ -1,4 +1,4 @@
-"The comparison on a GPU: its price against bare forward passes at the 8 B shape, memory, the same numbers on every way."
+"The comparison on a GPU: its price against bare passes at the 8 B shape, memory, one set of numbers on every way."
 import copy
 import dataclasses
 import sys
@@ -10,7 +10,7 @@ import pytest
 import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from test_perplexity import random_corpus
+from pairs import random_corpus
 from tqcook import compare, data, models, perplexity
 
 pytestmark = pytest.mark.gpu

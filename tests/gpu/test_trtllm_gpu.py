@@ -1,13 +1,19 @@
-"""TensorRT-LLM itself, where it is installed: the contract by introspection, then serving, parity, load and benchmark of a real checkpoint.
+"""TensorRT-LLM itself, where it is installed: the contract by introspection, then serving, parity, load and benchmark.
 
     make gpu-test                          # in nvcr.io/nvidia/tensorrt-llm/release:1.2.1 nothing else is needed
     TQCOOK_REQUIRE_TRTLLM=1 make gpu-test  # fail, instead of skipping, where it is not found
 
 None of this has run where it was written: TensorRT-LLM could not be installed there.
 """
-import json, os, socket, subprocess, sys
+import json
+import os
+import socket
+import subprocess
+import sys
 from pathlib import Path
+
 import pytest
+
 from tqcook import serving, trtllm
 from tqcook.trtllm import Workload
 
@@ -20,7 +26,8 @@ def found():
     r = trtllm.find()
     if r is None and os.environ.get('TQCOOK_REQUIRE_TRTLLM') == '1':
         pytest.fail('TQCOOK_REQUIRE_TRTLLM=1, and ' + trtllm.missing())
-    if r is None: pytest.skip(trtllm.missing())
+    if r is None:
+        pytest.skip(trtllm.missing())
     return r
 
 
@@ -39,8 +46,8 @@ def test_contract(found):
 
 
 def test_parity_with_a_negative_control(found, gpu, demo, demo_fp8, held_out, tmp_path):
-    "TensorRT-LLM is nearer to the dequantized file than to the unquantized model, or it did not run the quantized weights."
-    from tqcook import runtime, compare
+    "It is nearer to the dequantized file than to the unquantized model, or it did not run the quantized weights."
+    from tqcook import compare, runtime
     reference = runtime.load(demo_fp8, device='cuda', kernels='reference')
     with serving.Scorer(demo_fp8, found, scoring(found, gpu), reference, work=tmp_path) as s:
         same, other = (compare.compare(m, s, held_out, noise_floor='none', progress=False).stats
@@ -50,7 +57,9 @@ def test_parity_with_a_negative_control(found, gpu, demo, demo_fp8, held_out, tm
 
 
 def test_recipe_serve(found, demo_fp8, tmp_path):
-    with socket.socket() as s: s.bind(('localhost', 0)); port = s.getsockname()[1]
+    with socket.socket() as s:
+        s.bind(('localhost', 0))
+        port = s.getsockname()[1]
     r = subprocess.run([sys.executable, '-m', 'tqcook', 'run', 'serve', '-o', tmp_path/'run', '-p',
                         f'checkpoint={demo_fp8}', '-p', f'port={port}', '-p', 'device=cuda'],
                        capture_output=True, text=True, cwd=ROOT)
@@ -65,7 +74,8 @@ def test_int8_smoothquant_engine(found, gpu, demo, held_out, tmp_path):
     "The legacy way, up to 1.2.1: checkpoint by ModelOpt, engine by trtllm-build, scored through its context logits."
     from tqcook import compare, data, export, quantize
     from tqcook.schemes import has_engine_backend
-    if not has_engine_backend(found.version): pytest.skip(f'TensorRT-LLM {found.version} has no engine backend')
+    if not has_engine_backend(found.version):
+        pytest.skip(f'TensorRT-LLM {found.version} has no engine backend')
     calib = data.calibration('code-train', demo.tokenizer, samples=16, length=256)
     legacy = export.export(quantize.quantize(demo, calib, 'int8_sq', progress=False), tmp_path/'legacy',
                              layout='trtllm_legacy')
