@@ -110,3 +110,11 @@ def test_the_shipped_parameter_cells_are_literals(ours):
     for r in ours.values():
         for p in r.parameters.values():
             assert ast.literal_eval(repr(p.default)) == p.default
+
+def test_lists_of_lists():
+    "Prefills as pairs: the same from the command line, from YAML and from Python."
+    p = recipe.Parameter('prompts', 'list', [[1, 512]], '')
+    assert p.coerce('[[1, 512], [4, 2048]]') == p.coerce([['1', '512'], ['4', '2048']]) == [[1, 512], [4, 2048]]
+    for bad in '[[1, x]]', '[1', '[1]: 2', '[01]', 3:
+        with pytest.raises(core.CookError):
+            p.coerce(bad)

@@ -26,6 +26,7 @@ def test_one_file_without_code_or_network(toy, cook):
     page = (toy/'runs/toy/report.html').read_text()
     assert 'data:image/png;base64' in page and 'n is 3' in page and 'stages.skip' not in page and 'plt.plot' not in page
     assert not re.search(r'(src|href)="(https?:)?//', page) and '<script' not in page
+    assert page.count('<a ') == page.count('</a>') and '<a class' not in page, 'a link is left open'
     policy = [a['content'] for t, a in Nodes(page).seen if a.get('http-equiv') == 'Content-Security-Policy']
     assert policy and policy[0].startswith("default-src 'none'") and 'script-src' not in policy[0]
 

@@ -4,16 +4,18 @@
 
 # %% auto #0
 __all__ = ['SCHEMA', 'EXIT', 'KEYS', 'MIME', 'Parameter', 'read_parameters', 'recipe_paths', 'Recipe', 'read_recipe', 'recipes',
-           'find_recipe', 'read_size', 'resolve', 'Stages', 'start', 'at', 'check_results', 'finish', 'outcome',
-           'open_model']
+           'find_recipe', 'read_size', 'resolve', 'Stages', 'require', 'start', 'at', 'check_results', 'finish',
+           'outcome', 'open_model']
 
 # %% ../nbs/80_recipe.ipynb #2da7b553
 import ast
 import contextlib
+import importlib.util
 import io
 import os
 import re
 import reprlib
+import shutil
 import sys
 import time
 import tokenize
@@ -44,21 +46,29 @@ _WORDS = dict(true=True, yes=True, on=True, false=False, no=False, off=False)
 _NUMBER = r'[+-]?(?:(?:0|[1-9]\d{0,300})(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d+)?'
 
 # %% ../nbs/80_recipe.ipynb #6ab33088
-def _parse(text: str, kind: str, inner: str):
-    "A text as `kind`; raises ValueError or KeyError when it cannot be that."
-    if kind == 'str':
-        return text
-    text = text.strip()
+def _parse(value, kind: str, inner: str):
+    "A text, or a list of texts, as `kind`; raises ValueError or KeyError when it cannot be that."
+    if isinstance(value, list):
+        return [_parse(v, 'list' if isinstance(v, list) else inner, inner) for v in value]
+    if kind == 'str' or not isinstance(value, str):
+        return value
+    text = value.strip()
     if kind == 'bool':
         return _WORDS[text.lower()]
     if kind == 'list':
-        bare = text[1:-1] if text[:1] + text[-1:] == '[]' else text
-        if set('[]') & set(bare):
-            raise ValueError
-        return [_parse(v.strip().strip('\'"'), inner, '') for v in bare.split(',') if v.strip()]
+        return _parse(_list(text), 'list', inner)
     if not re.fullmatch(_NUMBER, text):
         raise ValueError
     return int(text) if kind == 'int' else float(text)
+
+# %% ../nbs/80_recipe.ipynb #e98efd60
+def _list(text: str) -> list:
+    "`[a, b]` or `a,b` as a list of texts, or of lists."
+    import yaml
+    try:
+        return yaml.load(text if text.startswith('[') else f'[{text}]', yaml.BaseLoader)
+    except yaml.YAMLError:
+        raise ValueError from None
 
 # %% ../nbs/80_recipe.ipynb #7c75c4ac
 @dataclass
@@ -72,13 +82,17 @@ class Parameter:
     @property
     def inner(self) -> str:
         "The type of a list's items: that of the first item of its default, else str."
-        return type(self.default[0]).__name__ if self.type == 'list' and self.default else 'str'
+        first = self.default
+        while isinstance(first, list):
+            first = first[0] if first else ''
+        return type(first).__name__
 
     def check(self,
         value, # of any type
     ):
         "Raise CookError unless `value` has the declared type (an int is a float too, a bool is no int)."
-        items, kind = (value, self.inner) if self.type == 'list' and type(value) is list else ([value], self.type)
+        flat = lambda v: [x for item in v for x in flat(item)] if type(v) is list else [v]
+        items, kind = (flat(value), self.inner) if self.type == 'list' and type(value) is list else ([value], self.type)
         if not all(_is(v, kind) for v in items):
             raise CookError(f'parameter {self.name} is {reprlib.repr(value)} ({type(value).__name__}), expected '
                             f'{self.type}{_EXAMPLE[self.type]}: {self.help}')
@@ -87,10 +101,9 @@ class Parameter:
         value, # text from a command line or a YAML file, or a value of the declared type
     ):
         "The value as the declared type, or CookError."
-        read = lambda v, kind: _parse(v, kind, self.inner) if isinstance(v, str) else v
         given = value
         with contextlib.suppress(ValueError, KeyError):
-            given = [read(v, self.inner) for v in value] if isinstance(value, list) else read(value, self.type)
+            given = _parse(value, self.type, self.inner)
         self.check(given)
         return given
 
@@ -294,6 +307,23 @@ class Stages(list):
         told = lambda s: s['reason'] if 'reason' in s else fmt_seconds(s['seconds'])
         return md_table([(s['name'], s['status'], told(s)) for s in self], ['stage', 'status', 'time, or why'])
 
+# %% ../nbs/80_recipe.ipynb #c30700c7
+def require(
+    *modules: str, # packages that the recipe imports later
+    extra: str = 'quantize', # the extra of this package that installs them
+    disk: float = 0, # bytes that it will write
+    where: str = '.', # the folder that it writes to
+):
+    "Raise CookError for a package that is not installed or a disk that is too small."
+    gone = [m for m in modules if importlib.util.find_spec(m) is None]
+    if gone:
+        raise CookError(f"{gone[0]} is not installed here; install it with: pip install 'tqcook[{extra}]'")
+    place = next(p for p in (Path(where).absolute(), *Path(where).absolute().parents) if p.exists())
+    free = shutil.disk_usage(place).free
+    if free < 1.2 * disk:
+        raise CookError(f'{place} has {fmt_bytes(free)} left, and this run writes about {fmt_bytes(disk)}; '
+                        'choose another folder with -o')
+
 # %% ../nbs/80_recipe.ipynb #9acc9646
 _run = {} # the run that this kernel is in: recipe, parameters, stages, begun
 
@@ -408,15 +438,11 @@ perplexity after | quality.ppl_quant | {:.4f} | -
 ratio | quality.ppl_ratio | {:.5f} | max_ppl_ratio
 KL divergence, nats a token | quality.kld_mean | {:.3g} | max_kld
 same likeliest token | quality.top1_agreement | {:.2%} | min_top1
-effective blocks | quality.effective_blocks | {:.1f} | -
 verdict | quality.verdict | {} | -
 size before | size_bytes.base | bytes | -
 size after | size_bytes.quantized | bytes | -
 checkpoint | checkpoint | {} | -
 time | seconds.total | seconds | -'''.split('\n')] # label, path in results, format, limit in quality.budget
-
-# %% ../nbs/80_recipe.ipynb #24083211
-_UNITS = dict(bytes=fmt_bytes, seconds=fmt_seconds)
 
 # %% ../nbs/80_recipe.ipynb #10042cc3
 def outcome(
@@ -428,7 +454,7 @@ def outcome(
         value, ci, most = (at(results, p) for p in (path, f'{path}_ci95', f'quality.budget.{limit}'))
         if value is None:
             continue
-        show = _UNITS.get(form, form.format)
+        show = dict(bytes=fmt_bytes, seconds=fmt_seconds).get(form, form.format)
         interval = f' [{show(ci[0])}, {show(ci[1])}]' if ci and None not in ci else ''
         rows.append((label, show(value) + interval + (f', limit {show(most)}' if most is not None else '')))
         if label == 'verdict':

@@ -75,7 +75,7 @@ def to_html(
     text = text.replace('&lt;', '<').replace(']&#40;', r']\(') # core.esc, which the renderer does again
     renderer = IPythonRenderer(escape=True, allow_harmful_protocols=False, anchor_link_text='')
     page = MarkdownWithMath(renderer=renderer).render(text)
-    page = re.sub(r'<a class="anchor-link"[^>]*></a>', '', page)
+    page = re.sub(r'<a class="anchor-link"[^>]*/>', '', page)
     page = re.sub(r'<thead>\s*<tr>(\s*<th[^>]*></th>)+\s*</tr>\s*</thead>', '', page)
     page = re.sub(r'<td([^>]*)></td>', r'<td\1>–</td>', page)
     return page.replace('<table>', '<div class="scroll"><table>').replace('</table>', '</table></div>')
