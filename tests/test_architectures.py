@@ -1,10 +1,14 @@
 "Ten architectures in miniature, each through quantize, export, check and runtime. None is named in the library's code."
+from types import SimpleNamespace
+
 import pytest
 import torch
 
-from small import Windows, tokens
+from small import Windows, edit, tokens
+from test_families import family
 from tqcook import contract, export, models, parity, quantize, runtime
 from tqcook.checkpoint import Checkpoint
+from tqcook.core import CookError
 
 ARCHS = list(models.TINY)
 WRONG_HERE = {'algo-unsupported', 'scheme-unsupported'} # INT8 SmoothQuant runs on TensorRT engines only
@@ -104,3 +108,33 @@ def test_an_expert_that_nothing_chose(tmp_path, both):
     p = parity.parity(*both(path), torch.full((1, 3), 7), base)
     assert p.to_dict()['unseen'] and 'never chosen' in p._repr_markdown_()
     assert not [f for f in p.failures if 'flowed' in f]
+
+
+# --- families that once failed
+
+
+FAMILIES = ['gpt_neox', 'bamba', 'falcon_h1', 'mamba2', 'phimoe', 'granite', 'deepseek_v2', 'deepseek_v3', 'qwen3_next',
+            'glm4_moe']
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('scheme', ['fp8', 'fp8_block'])
+@pytest.mark.parametrize('name', FAMILIES)
+def test_a_router_that_flips_is_no_wrong_product(name, scheme, tmp_path, both):
+    "Right runtimes pass, the routing held; nothing quantized fails, by the direction of the free logits too."
+    base = family(name)
+    ids = torch.randint(2, 512, (2, 48), generator=torch.Generator().manual_seed(1))
+    q = quantize.quantize(base, SimpleNamespace(windows=[*ids.numpy()]), scheme, progress=False)
+    e, ref = both(export.export(q, tmp_path/'x'))
+    p = parity.parity(e, ref, ids, base)
+    assert p.passed, p.failures
+    wrong = parity.negative_controls(e, ref, ids, base)['bf16 weights']
+    assert not wrong.passed and wrong.lean > (1 + wrong.lean_floor) / 2
+
+
+def test_experts_in_one_tensor_are_refused_by_name(tmp_path):
+    "As ModelOpt writes those of Llama 4."
+    _, _, path = cook('mixtral', 'fp8', tmp_path/'x')
+    name = 'model.layers.0.feed_forward.experts.down_proj_weight_scale'
+    with pytest.raises(CookError, match='experts are read one by one'):
+        runtime.load(edit(path, tmp_path/'y', lambda t, c: t.update({name: torch.ones(4)})), device='cpu')
