@@ -98,7 +98,7 @@ def test_input_scale_is_needed(tmp_path):
 
 
 def test_no_limit_of_2_gb(small):
-    "Weights stand in a file beside the graph, whose own size does not grow with them; the path is the same at any size."
+    "Weights stand in a file beside the graph, whose own size does not grow with them"
     import onnx as ox
     g = onnx.graph(small[1], length=16)
     other = g.path.parent/'weights.bin'

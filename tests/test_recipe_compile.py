@@ -12,8 +12,12 @@ rtx = pytest.mark.skipif(not __import__('importlib').util.find_spec('tensorrt_rt
 def _run(*args):
     import subprocess
     from pathlib import Path
-    return subprocess.run([sys.executable, '-m', 'tqcook', 'run', 'compile', '--size', 'smoke', *map(str, args)], capture_output=True,
-                          text=True, cwd=Path(__file__).parents[1])
+    return subprocess.run(
+        [sys.executable, '-m', 'tqcook', 'run', 'compile', '--size', 'smoke', *map(str, args)],
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parents[1],
+    )
 
 
 @pytest.mark.parametrize('value,says', [('sm90', 'Hopper'), ('sm100', 'data-center Blackwell'),

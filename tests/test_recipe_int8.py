@@ -1,5 +1,6 @@
 "The INT8 recipe end to end in smoke size."
 import pytest
+
 from test_recipes import cook, whole
 
 
@@ -13,7 +14,9 @@ def test_int8_tells_its_story(int8):
     d, out = int8
     wild = next(v['model'] for v in d['variants'] if 'injected' in v['model'])
     def kld(model, name): # of the best variant whose name begins so
-        return min(v['quality']['kld_mean'] for v in d['variants'] if v['model'] == model and v['name'].startswith(name))
+        return min(
+            v['quality']['kld_mean'] for v in d['variants'] if v['model'] == model and v['name'].startswith(name)
+        )
     static, token = 'INT8, one static scale', 'INT8, a scale a token'
     off = {(v['model'], v['scheme']): v['quality']['kld_mean'] for v in d['variants'] if v.get('alpha') == 'off'}
     assert off[wild, 'int8_sq'] > 10 * off['demo', 'int8_sq'] > 0 # outliers break it

@@ -1,6 +1,11 @@
 "Recipes end to end in smoke size: what they leave behind, and how they end when something is wrong."
-import json, math, os, subprocess, sys
+import json
+import math
+import os
+import subprocess
+import sys
 from pathlib import Path
+
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -11,7 +16,8 @@ def cook(recipe, *args, cwd=None, out=None, timeout=420):
     env = dict(os.environ, PYTHONPATH=str(ROOT), TQCOOK_RECIPES=str(ROOT/'recipes'))
     return subprocess.run(cmd, cwd=cwd or out.parent, env=env, capture_output=True, text=True, timeout=timeout)
 
-def results(out): return json.loads((out/'results.json').read_text())
+def results(out):
+    return json.loads((out/'results.json').read_text())
 
 def whole(r, out):
     "What every finished run leaves."
@@ -32,14 +38,24 @@ def fp8(tmp_path_factory):
     return cook('fp8', out=out), out
 
 def test_fp8_results(fp8):
-    d = whole(*fp8); q = d['quality']
+    d = whole(*fp8)
+    q = d['quality']
     assert d['model']['weights'] == 'trained' and d['scheme'] == 'fp8'
-    assert 5 < q['ppl_base'] < 20 and .99 < q['ppl_ratio'] < 1.05 and abs(q['ppl_quant'] / q['ppl_base'] / q['ppl_ratio'] - 1) < 1e-6
+    assert (
+        5 < q['ppl_base'] < 20
+        and 0.99 < q['ppl_ratio'] < 1.05
+        and abs(q['ppl_quant'] / q['ppl_base'] / q['ppl_ratio'] - 1) < 1e-6
+    )
     lo, hi = q['ppl_ratio_ci95']
     assert lo < q['ppl_ratio'] < hi and q['verdict'] in ('PASS', 'FAIL', 'INCONCLUSIVE')
     assert 0 < q['kld_mean'] < .05 and .9 < q['top1_agreement'] < 1
     p = d['runtime']['parity']
-    assert p['passed'] and p['linears'] == p['expected'] == 56 and 0 < p['worst'] <= 4e-3 and p['logits'] <= .5 * p['cost']
+    assert (
+        p['passed']
+        and p['linears'] == p['expected'] == 56
+        and 0 < p['worst'] <= 4e-3
+        and p['logits'] <= 0.5 * p['cost']
+    )
     assert .5 < d['size_bytes']['quantized'] / d['size_bytes']['base'] < .65
     assert d['environment']['torch'] and d['seconds']['total'] > 0
 
@@ -56,16 +72,22 @@ def test_fp8_checkpoint_loads_with_safetensors(fp8):
     assert json.loads((ckpt/'hf_quant_config.json').read_text())['quantization']['quant_algo'] == 'FP8'
     assert {'tokenizer.json', 'README.md', 'passport.json'} <= {p.name for p in ckpt.iterdir()}
 
-def test_fp8_checkpoint_has_no_errors(fp8): assert not [f for f in results(fp8[1])['details']['findings']['findings'] if f['level'] == 'error']
+def test_fp8_checkpoint_has_no_errors(fp8):
+    assert not [f for f in results(fp8[1])['details']['findings']['findings'] if f['level'] == 'error']
 
 def test_executed_notebook_tells_no_secrets(fp8):
     text = (fp8[1]/'executed.ipynb').read_text()
     assert 'HF_TOKEN' not in text and str(Path.home()) not in text.replace(str(fp8[1]), '')
 
 def test_fp8_on_a_gpu_without_fp8(tmp_path):
-    "On Ampere the file is dequantized instead of run, and the recipe says so. Simulated: the table's A100 is asked instead of this machine."
+    "On Ampere the file is dequantized instead of run, and the recipe says so; the table's A100 stands in for one."
     nb = (ROOT/'recipes/01_fp8.ipynb').read_text()
-    assert (spoilt := nb.replace('here = schemes.runs_on(s, dev)', "here = schemes.runs_on(s, __import__('tqcook.device').device.lookup('a100'))")) != nb
+    assert (
+        spoilt := nb.replace(
+            'here = schemes.runs_on(s, dev)',
+            "here = schemes.runs_on(s, __import__('tqcook.device').device.lookup('a100'))",
+        )
+    ) != nb
     (tmp_path/'01_fp8.ipynb').write_text(spoilt)
     out = tmp_path/'run'
     d = whole(cook(str(tmp_path/'01_fp8.ipynb'), '-p', 'max_windows=8', '-p', 'calib_samples=8', out=out), out)
@@ -88,7 +110,8 @@ def test_bad_parameters(tmp_path, args, code, words):
     r = cook('fp8', *args, out=out, timeout=120)
     assert r.returncode == code, (r.returncode, r.stderr[-800:])
     last = r.stderr.strip().splitlines()[-1]
-    for w in words: assert w in last, (w, last)
+    for w in words:
+        assert w in last, (w, last)
     assert 'Traceback' not in r.stderr
     assert not (out/'results.json').exists() and not (out/'checkpoint').exists()
 
@@ -98,6 +121,8 @@ def test_output_folder_that_cannot_be(tmp_path):
     assert r.returncode in (1, 2) and 'Traceback' not in r.stderr and 'file' in r.stderr
 
 def test_an_earlier_run_is_moved_aside(tmp_path):
-    out = tmp_path/'run'; out.mkdir(); (out/'results.json').write_text('{}')
+    out = tmp_path/'run'
+    out.mkdir()
+    (out/'results.json').write_text('{}')
     cook('fp8', '-p', 'scheme=fp9', out=out, timeout=120)
     assert any((p/'results.json').exists() for p in tmp_path.iterdir()), 'the earlier result is gone'

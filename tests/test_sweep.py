@@ -116,7 +116,7 @@ def test_two_sweeps_do_not_share_a_folder(toy):
     (toy/'mine/thesis.txt').write_text('x')
     with pytest.raises(CookError, match='no sweep'):
         sweeps.sweep('toy', {'n': [1]}, out_dir='mine')
-    other = {'recipe': 'toy', 'notebook': '', 'size': 'smoke', 'grid': {'n': [1]}}
+    other = {'recipe': 'toy', 'notebook': '', 'size': '', 'grid': {'n': [1]}}
     (toy/'out/sweep.json').write_text(json.dumps(other))
     with pytest.raises(CookError, match='another sweep: notebook differ'):
         sweeps.sweep('toy', {'n': [1]}, out_dir='out')

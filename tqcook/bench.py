@@ -42,7 +42,13 @@ class Synthetic:
         import torch
         if scheme not in (None, *_STORED):
             raise CookError(f'no random weights in {scheme}; there are {", ".join(_STORED)}')
-        self.config, self.scheme, self.kv, self.algo, self.path = config, scheme, kv, _ALGO.get(scheme), 'random weights'
+        self.config, self.scheme, self.kv, self.algo, self.path = (
+            config,
+            scheme,
+            kv,
+            _ALGO.get(scheme),
+            'random weights',
+        )
         self.device, self.generator = device, torch.Generator(device).manual_seed(seed)
         self.modules = {n: self.parts(n, s) for n, s in shapes(config).items()}
         self.tensors = {f'{n}.{l}': t for n, p in self.modules.items() for l, t in p.items()}
@@ -70,9 +76,13 @@ class Synthetic:
         path.mkdir(parents=True, exist_ok=True)
         save_file({n: self.read(n).cpu() for n in self.tensors}, path/'model.safetensors', {'format': 'pt'})
         write_json(path/'config.json', self.config)
-        quant = dict(quant_algo=self.algo, kv_cache_quant_algo='FP8' if self.kv == 'fp8' else None, exclude_modules=['lm_head'])
+        quant = dict(
+            quant_algo=self.algo, kv_cache_quant_algo='FP8' if self.kv == 'fp8' else None, exclude_modules=['lm_head']
+        )
         if self.algo:
-            write_json(path/'hf_quant_config.json', dict(producer=dict(name='tqcook', version='random'), quantization=quant))
+            write_json(
+                path/'hf_quant_config.json', dict(producer=dict(name='tqcook', version='random'), quantization=quant)
+            )
         return path
 
 # %% ../nbs/63_bench.ipynb #5128aa40
@@ -80,9 +90,17 @@ def shapes(c): # module -> shape of its weight
     "All modules of a decoder, from its config."
     a = fused.arch_of(c)
     q, kv, _ = a.widths
-    per = {'self_attn.q_proj': (q, a.hidden), 'self_attn.k_proj': (kv, a.hidden), 'self_attn.v_proj': (kv, a.hidden),
-           'self_attn.o_proj': (a.hidden, q), 'mlp.gate_proj': (a.inter, a.hidden), 'mlp.up_proj': (a.inter, a.hidden),
-           'mlp.down_proj': (a.hidden, a.inter), 'input_layernorm': (a.hidden,), 'post_attention_layernorm': (a.hidden,)}
+    per = {
+        'self_attn.q_proj': (q, a.hidden),
+        'self_attn.k_proj': (kv, a.hidden),
+        'self_attn.v_proj': (kv, a.hidden),
+        'self_attn.o_proj': (a.hidden, q),
+        'mlp.gate_proj': (a.inter, a.hidden),
+        'mlp.up_proj': (a.inter, a.hidden),
+        'mlp.down_proj': (a.hidden, a.inter),
+        'input_layernorm': (a.hidden,),
+        'post_attention_layernorm': (a.hidden,),
+    }
     if c['model_type'] == 'qwen3':
         per |= {'self_attn.q_norm': (a.head_dim,), 'self_attn.k_norm': (a.head_dim,)}
     head = {} if a.tied else {'lm_head': (a.vocab, a.hidden)}
@@ -116,8 +134,13 @@ def synthetic(
     dev = detect(device)
     c = shape if isinstance(shape, dict) else models.shape_config(shape).to_dict()
     kw = dict(activations='token' if scheme == 'int8_token' else 'static') | kw
-    return decoder.from_source(Synthetic(c, scheme, kv, dev.torch), dev, name=f'shape:{shape}' if isinstance(shape, str) else 'shape',
-                               weights='random', **kw)
+    return decoder.from_source(
+        Synthetic(c, scheme, kv, dev.torch),
+        dev,
+        name=f'shape:{shape}' if isinstance(shape, str) else 'shape',
+        weights='random',
+        **kw,
+    )
 
 # %% ../nbs/63_bench.ipynb #3abe5072
 def copy_bandwidth(
@@ -251,7 +274,9 @@ def decode(
             if i:
                 times.append(t)
     floor = read_bytes(d, batch, context) / bandwidth if bandwidth else None
-    return Timing('decode', label(d), d.kv, batch, context, statistics.median(times), floor, spread=(min(times), max(times)))
+    return Timing(
+        'decode', label(d), d.kv, batch, context, statistics.median(times), floor, spread=(min(times), max(times))
+    )
 
 # %% ../nbs/63_bench.ipynb #e156b20b
 def prefill(
@@ -270,7 +295,16 @@ def prefill(
     with torch.inference_mode():
         times = [seconds(run, d.device.kind == 'cuda', 1, 2 * (not i)) for i in range(repeats)]
     s = statistics.median(times)
-    return Timing('prefill', label(d), d.kv, batch, tokens, s, flops=prefill_flops(d, batch, tokens) / s, spread=(min(times), max(times)))
+    return Timing(
+        'prefill',
+        label(d),
+        d.kv,
+        batch,
+        tokens,
+        s,
+        flops=prefill_flops(d, batch, tokens) / s,
+        spread=(min(times), max(times)),
+    )
 
 # %% ../nbs/63_bench.ipynb #1a28377d
 def peer(
@@ -285,7 +319,9 @@ def peer(
     import torch
     dev = loaded.device
     ids = torch.randint(0, loaded.vocab_size, (batch, context), device=dev.torch)
-    kw = dict(do_sample=False, pad_token_id=0, attention_mask=torch.ones_like(ids)) | (dict(cache_implementation='static') if static else {})
+    kw = dict(do_sample=False, pad_token_id=0, attention_mask=torch.ones_like(ids)) | (
+        dict(cache_implementation='static') if static else {}
+    )
     def run(n):
         with torch.inference_mode(), models.quiet():
             loaded.model.generate(ids, max_new_tokens=n, min_new_tokens=n, **kw)
@@ -326,7 +362,9 @@ def plain_model(config, dev):
     import transformers as tr
     c = {k: v for k, v in config.items() if k != 'model_type'}
     with torch.device(dev.torch), models.quiet():
-        m = tr.AutoModelForCausalLM.from_config(tr.AutoConfig.for_model(config['model_type'], **c), dtype=torch.bfloat16)
+        m = tr.AutoModelForCausalLM.from_config(
+            tr.AutoConfig.for_model(config['model_type'], **c), dtype=torch.bfloat16
+        )
     return models.Loaded(m.eval().requires_grad_(False), None, 'random', device=dev, weights='random')
 
 # %% ../nbs/63_bench.ipynb #0afab939
@@ -377,7 +415,9 @@ def ladder(
             elif d is None:
                 d = decoder.from_source(source, dev, name='shape', weights='random')
             if how in ('plain', 'graph'):
-                t = plain_step(d, batch, context, how == 'graph', **(dict(steps=min(steps, 8)) if how == 'plain' else {}))
+                t = plain_step(
+                    d, batch, context, how == 'graph', **(dict(steps=min(steps, 8)) if how == 'plain' else {})
+                )
             elif how != 'general':
                 t = decode(d, batch, context, steps, knobs=step.Knobs(**how))
             t.what, t.scheme = name, s or 'bf16'
@@ -415,7 +455,9 @@ class Bench:
                     **{k: [t.to_dict() for t in getattr(self, k)] for k in ('points', 'ladder', 'peers')})
     def base(self, t): # Timing or None
         "The BF16 point that `t` is compared with."
-        same = lambda b: (b.what, b.batch, b.tokens) == (t.what, t.batch, t.tokens) and b.scheme == 'bf16' and b.kv == 'none'
+        same = lambda b: (
+            (b.what, b.batch, b.tokens) == (t.what, t.batch, t.tokens) and b.scheme == 'bf16' and b.kv == 'none'
+        )
         return next((b for b in self.points + self.ladder if same(b)), None)
     def _row(self, t):
         b = self.base(t)
@@ -436,7 +478,9 @@ class Bench:
         fig, ax = plt.subplots(figsize=(7.2, .55 * len(names) + 1.3), dpi=80)
         for j, s in enumerate(dict.fromkeys(t.scheme for t in self.ladder)):
             ts = [t for t in self.ladder if t.scheme == s]
-            bars = ax.barh([names.index(t.what) + .36 * j for t in ts], [t.rate for t in ts], .34, label=s, color=f'C{j}')
+            bars = ax.barh(
+                [names.index(t.what) + 0.36 * j for t in ts], [t.rate for t in ts], 0.34, label=s, color=f'C{j}'
+            )
             ax.bar_label(bars, [f'{t.rate:.0f}' for t in ts], fontsize=8, padding=2)
             if ts and ts[-1].floor:
                 ax.axvline(ts[-1].batch / ts[-1].floor, color=f'C{j}', ls='--', lw=1)
@@ -453,7 +497,11 @@ def conditions(d=None) -> str:
     "One line that says under what a speed was measured."
     import torch
     tri = version('triton')
-    how = f'torch {torch.__version__}' + (f', Triton {tri}' if tri else '') + f', {torch.get_num_threads()} threads' * (not torch.cuda.is_available())
+    how = (
+        f'torch {torch.__version__}'
+        + (f', Triton {tri}' if tri else '')
+        + f', {torch.get_num_threads()} threads' * (not torch.cuda.is_available())
+    )
     return f'{how}; medians, one process; random weights where a scheme is not that of the file.'
 
 # %% ../nbs/63_bench.ipynb #c1e10d63
@@ -509,7 +557,9 @@ def peer_of(model, dev, context): # Timing
     if str(model).startswith('shape:') or model == 'demo':
         return peer(models.load(model, dev), 1, context, tokens=(2, 18))
     c = Checkpoint.open(models.locate(model)).config
-    return peer(plain_model({k: v for k, v in c.items() if k != 'quantization_config'}, dev), 1, context, tokens=(2, 18))
+    return peer(
+        plain_model({k: v for k, v in c.items() if k != 'quantization_config'}, dev), 1, context, tokens=(2, 18)
+    )
 
 # %% ../nbs/63_bench.ipynb #4c2a0067
 def check_points(schemes, batches, contexts, prompts):
@@ -517,10 +567,14 @@ def check_points(schemes, batches, contexts, prompts):
     for name in schemes:
         s, _, kv = str(name).partition('+')
         if s not in ('bf16', *_STORED) or kv not in ('', 'kv'):
-            raise CookError(f"no scheme {name!r} to measure; expected bf16 or one of {', '.join(_STORED)}, with +kv for an FP8 KV cache")
+            raise CookError(
+                f"no scheme {name!r} to measure; expected bf16 or one of {', '.join(_STORED)}, with +kv for an FP8 KV cache"
+            )
     wrong = [n for n in [*batches, *contexts] if n < 1] + [p for p in prompts if len(p) != 2 or min(p) < 1]
     if wrong or not schemes:
-        raise CookError(f'{wrong or "no scheme"} cannot be measured; expected whole numbers from 1, prompts as pairs of batch and tokens')
+        raise CookError(
+            f'{wrong or "no scheme"} cannot be measured; expected whole numbers from 1, prompts as pairs of batch and tokens'
+        )
 
 # %% ../nbs/63_bench.ipynb #f198d22f
 def _point(out, d, name, what, b, n, steps, repeats, progress):

@@ -241,6 +241,8 @@ def check_engine(
     if sha256(file) != info['sha256']:
         raise CookError(f'{file} is damaged: its content does not match the hash in engine.json; build it again')
     if device is not None and device.sm != info['sm']:
-        raise CookError(f'this engine was built for sm{info["sm"]} ({TARGETS.get(info["sm"], "?")}) and {device.name} '
-                        f'is {f"sm{device.sm}" if device.sm else "no GPU"}; build one for that device, or move the engine')
+        raise CookError(
+            f'this engine was built for sm{info["sm"]} ({TARGETS.get(info["sm"], "?")}) and {device.name} '
+            f'is {f"sm{device.sm}" if device.sm else "no GPU"}; build one for that device, or move the engine'
+        )
     return info

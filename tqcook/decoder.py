@@ -108,7 +108,9 @@ def places(d, B, T, start, pad):
         return cos.to(d.dtype), sin.to(d.dtype), mask, start
     pos = (j[None] - pad[:, None]).clamp(min=0)
     key = torch.arange(start + T, device=dev)
-    mask = (key[None, None] >= pad[:, None, None]) & (key[None, None] <= j[None, :, None]) | (key[None, None] == j[None, :, None])
+    mask = (key[None, None] >= pad[:, None, None]) & (key[None, None] <= j[None, :, None]) | (
+        key[None, None] == j[None, :, None]
+    )
     return d.cos[pos][:, None].to(d.dtype), d.sin[pos][:, None].to(d.dtype), mask[:, None], start
 
 # %% ../nbs/58_decoder.ipynb #3894661c
@@ -120,13 +122,17 @@ class Decoder:
         self.name, self.tokenizer, self.scheme, self.path, self.weights, self.notes = (
             about.get(k) for k in ('name', 'tokenizer', 'scheme', 'path', 'weights', 'notes'))
         self.unified, self.stop = about.get('unified'), about.get('stop') or set()
-        self.cos, self.sin = [t.to(device.torch) for t in rope_table(config, min(arch.context, about.get('positions') or 8192))]
+        self.cos, self.sin = [
+            t.to(device.torch) for t in rope_table(config, min(arch.context, about.get('positions') or 8192))
+        ]
         self.why_eager = '' if fast is True else fast
         self.fast = None if self.why_eager else Fast(self)
     @property
     def nbytes(self):
         ts = [self.embed, self.norm] + [self.lm_head] * (not self.arch.tied)
-        return sum(t.numel() * t.element_size() for t in ts) + sum(p.nbytes for l in self.layers for p in l.products.values())
+        return sum(t.numel() * t.element_size() for t in ts) + sum(
+            p.nbytes for l in self.layers for p in l.products.values()
+        )
     @property
     def kinds(self):
         return sorted({p.kind for l in self.layers for p in l.products.values()})
@@ -168,7 +174,9 @@ class Decoder:
     def reach(self, n):
         "Make sure that the rotary table has `n` positions."
         if n > self.arch.context:
-            raise CookError(f'{n} tokens were asked for, and {self.name} has {self.arch.context} positions; give a shorter text')
+            raise CookError(
+                f'{n} tokens were asked for, and {self.name} has {self.arch.context} positions; give a shorter text'
+            )
         if n > len(self.cos):
             self.cos, self.sin = [t.to(self.device.torch) for t in rope_table(self.config, n)]
 
@@ -186,7 +194,8 @@ class Decoder:
         rows = [[k, KINDS[k], sum(p.kind == k for l in self.layers for p in l.products.values())] for k in self.kinds]
         how = 'Triton kernels, one CUDA graph a step' if self.fast else f'plain PyTorch ({self.why_eager})'
         return md_table(rows, ['format', 'multiplied as', 'fused products']) + (
-            f'\n\n{fmt_bytes(self.nbytes)} of weights, KV cache {self.kv}, on {self.device.name}; {how}. {"; ".join(self.notes or ())}')
+            f'\n\n{fmt_bytes(self.nbytes)} of weights, KV cache {self.kv}, on {self.device.name}; {how}. {"; ".join(self.notes or ())}'
+        )
 
 # %% ../nbs/58_decoder.ipynb #08bdac8b
 def fit_batch(
@@ -204,8 +213,10 @@ def fit_batch(
         free = d.device.memory_bytes - d.nbytes
     most = int(.92 * free // one)
     if batch > most:
-        raise CookError(f'a batch of {batch} sequences of {capacity} tokens needs a KV cache of {fmt_bytes(batch * one)}, '
-                        f'and {fmt_bytes(free)} are free: at most {most} such sequences fit')
+        raise CookError(
+            f'a batch of {batch} sequences of {capacity} tokens needs a KV cache of {fmt_bytes(batch * one)}, '
+            f'and {fmt_bytes(free)} are free: at most {most} such sequences fit'
+        )
 
 # %% ../nbs/58_decoder.ipynb #adba668e
 def load(
@@ -240,9 +251,15 @@ def from_source(ck, dev, dtype='bfloat16', scales='max', activations='static', f
     d = Decoder(a, ck.config, embed, head, r.plain('model.norm.weight'), layers, dev, r.dtype, ck.kv,
                 fast=_fast(dev, r.dtype, fast, layers), scheme=ck.scheme, unified=r.unified, notes=sorted(r.notes),
                 **about)
-    left = sorted(n for n in set(ck.tensors) - r.used if n.rpartition('.')[2] not in ('k_scale', 'v_scale') and n != 'lm_head.weight')
+    left = sorted(
+        n
+        for n in set(ck.tensors) - r.used
+        if n.rpartition('.')[2] not in ('k_scale', 'v_scale') and n != 'lm_head.weight'
+    )
     if left:
-        raise CookError(f'{about.get("name")} has {len(left)} tensors that the fast tier has no place for, the first is {left[0]}')
+        raise CookError(
+            f'{about.get("name")} has {len(left)} tensors that the fast tier has no place for, the first is {left[0]}'
+        )
     return d
 
 # %% ../nbs/58_decoder.ipynb #2e7544e2
@@ -356,8 +373,10 @@ def start(
         raise CookError(f'a prompt of {longest} tokens and {room} new ones do not fit into a cache of {capacity}; '
                         f'at most {max(capacity - room, 0)} tokens of prompt do')
     if need_ > d.arch.context:
-        raise CookError(f'a prompt of {longest} tokens and {room} new ones are more than the {d.arch.context} positions of '
-                        f'{d.name}; give a shorter prompt')
+        raise CookError(
+            f'a prompt of {longest} tokens and {room} new ones are more than the {d.arch.context} positions of '
+            f'{d.name}; give a shorter prompt'
+        )
     dev = d.device.torch
     cache = d.cache(len(ids), capacity)
     cache.pad.copy_(torch.tensor([longest - len(p) for p in ids]))

@@ -12,10 +12,9 @@ import time
 from pathlib import Path
 
 from . import card, passport, schemes
-from .models import TOKENIZERS_V5, rope_settings
 from .core import CookError, atomic_dir, need, read_json, suggest, write_json
 from .formats import E4M3_MAX, FORMATS, dequantize, quantize, scales_of
-from .models import quiet
+from .models import TOKENIZERS_V5, quiet, rope_settings
 from .quantize import Quantized, quantizers, saved
 
 # %% ../nbs/35_export.ipynb #55f7e15c
@@ -69,7 +68,11 @@ def stored(
             qs, inputs = units.get(n, ([], None))
             first = len(numbered) + 1
             numbered += [(q, inputs) for q in qs]
-            mark = torch.arange(first, first + len(qs)).view(-1, 1, 1) if w.ndim == 3 and qs else torch.tensor(first if qs else 0)
+            mark = (
+                torch.arange(first, first + len(qs)).view(-1, 1, 1)
+                if w.ndim == 3 and qs
+                else torch.tensor(first if qs else 0)
+            )
             marks[n] = mark.expand(w.shape)
             fake[n] = w if not qs else qs[0](w) if w.ndim == 2 else torch.stack([q(x) for q, x in zip(qs, w)])
         part, marks, fake = (saved(model, d) for d in (part, marks, fake))
@@ -126,7 +129,9 @@ def _pack(storage, t, shape):
     if codes.shape[1] % 4:
         raise CookError(f'a weight of {list(shape)} does not fill whole words of 32 bits; take another layout')
     scale = t['weight_scale'].reshape(shape[0], -1)
-    return dict(weight_packed=codes.contiguous().view(torch.int32), weight_scale=scale, weight_shape=torch.tensor(shape))
+    return dict(
+        weight_packed=codes.contiguous().view(torch.int32), weight_scale=scale, weight_shape=torch.tensor(shape)
+    )
 
 # %% ../nbs/35_export.ipynb #fb4ed63b
 def _unpack(storage, t):
@@ -328,7 +333,11 @@ def _foreign(model, files):
     want = set(saved(fresh, fresh.state_dict()))
     leaves = re.compile(r'\.(weight_scale(_inv|_2)?|input_scale|pre_quant_scale|weight_shape)$')
     have = {n.replace('weight_packed', 'weight') for n in files if not leaves.search(n)}
-    tied = {n for n in want if n.startswith(('lm_head', 'output'))} if config.get_text_config().tie_word_embeddings else set()
+    tied = (
+        {n for n in want if n.startswith(('lm_head', 'output'))}
+        if config.get_text_config().tie_word_embeddings
+        else set()
+    )
     return sorted((want ^ have) - tied)
 
 # %% ../nbs/35_export.ipynb #bfe54c4a

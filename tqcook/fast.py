@@ -120,7 +120,11 @@ class Trial:
         (n, k), dev = p.weight.shape, p.weight.device
         self.x = torch.zeros(self.t.rows(batch), k, dtype=self.t.dtype, device=dev)
         self.xs = torch.ones(len(self.x), device=dev)
-        self.out = torch.empty(len(self.x), n // 2, dtype=torch.bfloat16, device=dev) if self.swiglu else torch.empty(4, batch, n, device=dev)
+        self.out = (
+            torch.empty(len(self.x), n // 2, dtype=torch.bfloat16, device=dev)
+            if self.swiglu
+            else torch.empty(4, batch, n, device=dev)
+        )
         self.forms, self.times = fast.candidates(p, batch, name), {}
     def run(self, form):
         for q in self.same:
@@ -237,7 +241,11 @@ class Prefill:
         self.pad = cache.pad if cache is not None else torch.zeros(self.B, dtype=torch.int32, device=dev)
         self.pads = self.pad.tolist()
         dt = torch.float8_e4m3fn if self.d.kv == 'fp8' else torch.bfloat16
-        self.kv = None if cache is not None else [torch.empty(self.B, a.kv_heads, self.T, a.head_dim, dtype=dt, device=dev) for _ in 'kv']
+        self.kv = (
+            None
+            if cache is not None
+            else [torch.empty(self.B, a.kv_heads, self.T, a.head_dim, dtype=dt, device=dev) for _ in 'kv']
+        )
         self.resid = torch.empty(self.rows, a.hidden, dtype=torch.bfloat16, device=dev)
         self.xs = torch.empty(self.rows, 1, device=dev)
     def empty(self, n, dtype):
@@ -264,10 +272,34 @@ class Prefill:
         k, v = (c.k[i], c.v[i]) if c is not None else self.kv
         ref = lambda x: x if x is not None else q
         heads = a.heads + 2 * a.kv_heads
-        launch(kernels.rope_kernel, (self.rows, -(-heads // 16)),
-            sums, ref(l.qkv.bias), ref(self.fast.port(l.qkv).ws), self.xs, d.cos, d.sin, ref(l.q_norm), ref(l.k_norm), q, k, v,
-            self.pad, self.start, self.T, k.shape[2], a.eps, a.heads, a.kv_heads, a.head_dim, 16, scaled,
-            l.qkv.bias is not None, l.q_norm is not None, num_warps=4)
+        launch(
+            kernels.rope_kernel,
+            (self.rows, -(-heads // 16)),
+            sums,
+            ref(l.qkv.bias),
+            ref(self.fast.port(l.qkv).ws),
+            self.xs,
+            d.cos,
+            d.sin,
+            ref(l.q_norm),
+            ref(l.k_norm),
+            q,
+            k,
+            v,
+            self.pad,
+            self.start,
+            self.T,
+            k.shape[2],
+            a.eps,
+            a.heads,
+            a.kv_heads,
+            a.head_dim,
+            16,
+            scaled,
+            l.qkv.bias is not None,
+            l.q_norm is not None,
+            num_warps=4,
+        )
         end = self.start + self.T
         q = q.view(self.B, self.T, a.heads, a.head_dim).transpose(1, 2)
         return q, k[:, :, :end].to(q.dtype), v[:, :, :end].to(q.dtype)
@@ -284,7 +316,9 @@ class Prefill:
             return F(q, k, v, is_causal=True, enable_gqa=True)
         out = torch.zeros_like(q)
         for b, p in enumerate(self.pads):
-            out[b:b + 1, :, p:] = F(q[b:b + 1, :, p:], k[b:b + 1, :, p:], v[b:b + 1, :, p:], is_causal=True, enable_gqa=True)
+            out[b : b + 1, :, p:] = F(
+                q[b : b + 1, :, p:], k[b : b + 1, :, p:], v[b : b + 1, :, p:], is_causal=True, enable_gqa=True
+            )
         return out
 
 # %% ../nbs/57_fast.ipynb #0f695ee8
@@ -305,8 +339,23 @@ def prefill_mlp(self, l, x):
     t, g, n = self.fast.port(l.down), self.fast.port(l.gate_up), self.d.arch.inter
     out, big = self.empty(n, t.dtype), pow2(n)
     ref = lambda y: y if y is not None else x
-    launch(kernels.swiglu_kernel, (self.rows,), sums, ref(l.down.smooth), out, self.xs, t.static if t.mode == 1 else x, ref(g.ws), self.xs, n, scaled, l.down.smooth is not None, t.mode, big,
-                                      num_warps=min(16, max(4, big // 512)))
+    launch(
+        kernels.swiglu_kernel,
+        (self.rows,),
+        sums,
+        ref(l.down.smooth),
+        out,
+        self.xs,
+        t.static if t.mode == 1 else x,
+        ref(g.ws),
+        self.xs,
+        n,
+        scaled,
+        l.down.smooth is not None,
+        t.mode,
+        big,
+        num_warps=min(16, max(4, big // 512)),
+    )
     return self.mm(l.down, out)
 
 # %% ../nbs/57_fast.ipynb #ce05a7dd

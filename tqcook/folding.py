@@ -91,7 +91,8 @@ def is_norm(m): # a module
 # %% ../nbs/32_folding.ipynb #89ad5d36
 def foldable(
     model, # a Hugging Face causal LM, not quantized
-) -> dict: # name of a normalization or linear layer -> names of the linear layers that a factor for its channels reaches
+# name of a normalization or linear layer -> names of the linear layers that a factor for its channels reaches
+) -> dict:
     "Which layers can take the smoothing factors of which others."
     w = _Watch(model).run()
     norms = {n: r for n, r in w.reads.items() if n not in w.linears and n not in w.escaped and n not in w.products}

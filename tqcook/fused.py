@@ -81,9 +81,15 @@ def why_not(
     return f'its head size is {dim}, not a power of two from 16' if dim < 16 or dim & dim - 1 else ''
 
 # %% ../nbs/54_fused.ipynb #24670006
-KINDS = dict(bf16='16 bits', fp8='E4M3 x E4M3, static scale', fp8_token='E4M3 x E4M3, a scale per token',
-             int8='INT8 x INT8, static scale', int8_token='INT8 x INT8, a scale per token',
-             int8_wo='INT8 weights, input in three INT8 digits', fp8_block='E4M3 weights, a scale per 128 inputs, input in three E4M3 parts')
+KINDS = dict(
+    bf16='16 bits',
+    fp8='E4M3 x E4M3, static scale',
+    fp8_token='E4M3 x E4M3, a scale per token',
+    int8='INT8 x INT8, static scale',
+    int8_token='INT8 x INT8, a scale per token',
+    int8_wo='INT8 weights, input in three INT8 digits',
+    fp8_block='E4M3 weights, a scale per 128 inputs, input in three E4M3 parts',
+)
 
 # %% ../nbs/54_fused.ipynb #2bf5ab71
 @dataclass
@@ -197,7 +203,9 @@ def kind_of(ck, storage, static, token): # a key of KINDS
         return 'int8' if static and not token else 'int8_token'
     if storage == 'fp8':
         return 'fp8' if static else 'fp8_token'
-    return {None: 'bf16', 'fp8_rowwise': 'fp8_token', 'int8_wo': 'int8_wo', 'fp8_block': 'fp8_block'}.get(storage, 'bf16')
+    return {None: 'bf16', 'fp8_rowwise': 'fp8_token', 'int8_wo': 'int8_wo', 'fp8_block': 'fp8_block'}.get(
+        storage, 'bf16'
+    )
 
 # %% ../nbs/54_fused.ipynb #edccad08
 def _shared(parts, leaf, names, ck):
@@ -244,8 +252,16 @@ class Reader:
         kind, weights, scales = self.stored(kind, storage, parts)
         join = _interleave if interleave else torch.cat
         bias = join([p['bias'].to(self.dtype) for p in parts]) if 'bias' in parts[0] else None
-        return Product(kind, join(weights), join(scales) if scales else None,
-                       torch.stack(ins).max() if ins and kind in ('fp8', 'int8') else None, smooth, bias, tuple(names), interleave)
+        return Product(
+            kind,
+            join(weights),
+            join(scales) if scales else None,
+            torch.stack(ins).max() if ins and kind in ('fp8', 'int8') else None,
+            smooth,
+            bias,
+            tuple(names),
+            interleave,
+        )
 
     def stored(self, kind, storage, parts):
         "Kind, weights and scales by row of a group's parts."

@@ -474,7 +474,9 @@ def attention_kernel(qkv, bias, cos, sin, qn, kn, k, v, slot, pad, part, stat, c
         m = tl.where(s == 0, z * scale, -float('inf'))
         l = tl.where(s == 0, 1., 0.) + tl.zeros([16], tl.float32)
         acc = tl.where(s == 0, vn, 0.) + tl.zeros([16, D], tl.float32)
-        m, l, acc = share(q1, q2, k, v, base, lo, t, s * per, tl.minimum((s + 1) * per, blocks), m, l, acc, scale, D, BLOCK)
+        m, l, acc = share(
+            q1, q2, k, v, base, lo, t, s * per, tl.minimum((s + 1) * per, blocks), m, l, acc, scale, D, BLOCK
+        )
         if SPLITS == 1:
             put_heads(out, acc / l[:, None], g, dd, b, h, smooth, static, H, G, D, SMOOTH, SCALE)
         elif combine(acc, m, l, part, stat, count, at, active, g, dd, G, SPLITS, D, GP, s):

@@ -7,8 +7,8 @@ __all__ = ['SMOOTHED', 'check_options', 'saved', 'preflight', 'quantizers', 'mod
            'quantize']
 
 # %% ../nbs/33_quantize.ipynb #2374837f
-import copy as _copy
 import contextlib
+import copy as _copy
 import dataclasses
 import fnmatch
 import math
@@ -21,8 +21,7 @@ from . import schemes
 from .calibration import CalibrationReport, QuantizerStat, examine, examine_target, text_facts
 from .core import CookError, fmt_seconds, need, suggest
 from .folding import fold, foldable, matrix, smoothing_factors
-from .formats import dequantize, fake_e4m3, fake_int
-from .formats import quantize as store
+from .formats import dequantize, fake_e4m3, fake_int, quantize as store
 from .models import Loaded, check_finite, expert_tensors, linears, quiet
 from .ranges import ALGORITHMS, Range, RangeRecorder, check_percentile, choose_amax, run_windows
 
@@ -80,7 +79,8 @@ def _round(x, q): # what ModelOpt calls for each tensor
     return fake_e4m3(x, amax) if q.num_bits == (4, 3) else fake_int(x, amax, q.num_bits, q.narrow_range)
 
 # %% ../nbs/33_quantize.ipynb #4ee6fa09
-SMOOTHED = dict(int8_sq=1., int8_token=.5) # scheme -> alpha where nothing is chosen: a static scale wants flat activations
+# scheme -> alpha where nothing is chosen: a static scale wants flat activations
+SMOOTHED = dict(int8_sq=1., int8_token=.5)
 
 # %% ../nbs/33_quantize.ipynb #57ecee65
 def check_options(
@@ -105,7 +105,9 @@ def check_options(
     if alpha is not None and s.name not in SMOOTHED:
         raise CookError(f"alpha is for {' and '.join(SMOOTHED)}, which smooth; {s.name} has nothing to smooth")
     if alpha not in (None, 'off') and not (number and 0 <= alpha <= 1):
-        raise CookError(f"alpha is {alpha!r}; expected 0 to 1, or 'off' for plain INT8 (smoothing.choose_alpha finds one)")
+        raise CookError(
+            f"alpha is {alpha!r}; expected 0 to 1, or 'off' for plain INT8 (smoothing.choose_alpha finds one)"
+        )
     if algorithm != 'max' and not (s.a_static and s.a_granularity == 'tensor'):
         raise CookError(f"algorithm {algorithm!r} chooses static ranges of activations, and {s.name} has none; take "
                         f"algorithm 'max'")
@@ -170,8 +172,10 @@ def _check_fit(s, loaded, lins, experts):
     flat = [n for n, p in loaded.model.named_parameters()
             if 'expert' in n and p.ndim == 2 and n.rpartition('.')[0] not in known]
     if flat:
-        raise CookError(f'{type(loaded.model).__name__} keeps its experts in {flat[0]}, one matrix for all, which ModelOpt '
-                        f'cannot quantize; no scheme here serves this model')
+        raise CookError(
+            f'{type(loaded.model).__name__} keeps its experts in {flat[0]}, one matrix for all, which ModelOpt '
+            f'cannot quantize; no scheme here serves this model'
+        )
     if stacked:
         raise CookError(f'{type(loaded.model).__name__} saves its experts stacked ({stacked[0]}), and no engine reads '
                         f'such a tensor quantized; no scheme here serves this model')
@@ -379,7 +383,9 @@ def _calibrate(model, o):
     if o.scheme.name == 'int4_awq': # its search needs the text itself, with ModelOpt's quantizers at work
         from modelopt.torch.export.unified_export_hf import requantize_resmooth_fused_llm_layers
         with quiet(prints=True), _modelopt(model):
-            mtq.calibrate(model, dict(method='awq_lite', alpha_step=.1), lambda m: run_windows(m, o.windows, None, *o.run))
+            mtq.calibrate(
+                model, dict(method='awq_lite', alpha_step=0.1), lambda m: run_windows(m, o.windows, None, *o.run)
+            )
             requantize_resmooth_fused_llm_layers(model) # one factor for all layers that share an input, folded
             if o.folded:
                 _fold_rest(model, o.places)

@@ -70,7 +70,8 @@ class RangeRecorder:
         n_samples: int, # how many samples will come
         channels: bool = False, # also the largest magnitude of each input channel (SmoothQuant)
         histogram: bool = True, # also logarithmic histograms
-        followers: dict|None = None, # name -> module that runs right after a watched one, whose tokens are counted: experts
+        # name -> module that runs right after a watched one, whose tokens are counted: experts
+        followers: dict|None = None,
         ranges: dict|None = None, # name -> `Range` whose clipping is counted
     ):
         self.modules, self.n, self.followers, self.ranges = modules, n_samples, followers or {}, ranges or {}
@@ -120,6 +121,7 @@ class RangeRecorder:
 
     def _watch(self, name):
         import weakref
+
         import torch
         def hook(module, args):
             x = args[0] if args else None

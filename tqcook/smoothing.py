@@ -80,7 +80,9 @@ class AlphaSweep:
         for t in self.trials:
             marks = ' (chosen)' * (t is self.best[t.scheme]) + ' (default)' * t.default
             against = '' if t.default else f'{t.difference.lo:+.2g} … {t.difference.hi:+.2g}'
-            rows.append([t.scheme, f'{t.alpha}{marks}', f'{t.kld.value:.3g}', f'{t.kld.lo:.3g} … {t.kld.hi:.3g}', against])
+            rows.append(
+                [t.scheme, f'{t.alpha}{marks}', f'{t.kld.value:.3g}', f'{t.kld.lo:.3g} … {t.kld.hi:.3g}', against]
+            )
         return md_table(rows, ['scheme', 'alpha', 'mean KL:', '95 % interval:', 'against the default:'])
 
     def plot(self):

@@ -206,8 +206,14 @@ def product(
     "One small-batch product by Triton."
     n, k = p.weight.shape
     w, ws = p.weight, t.ws if t.ws is not None else x
-    sm = dict(SCALED=t.scaled, SWIGLU=swiglu, SMOOTH=smooth is not None, SCALE=1 if nxt is not None and nxt.mode == 1 else 0,
-              PREFETCH=kernels.prefetch_asm(ahead), PDL=pdl)
+    sm = dict(
+        SCALED=t.scaled,
+        SWIGLU=swiglu,
+        SMOOTH=smooth is not None,
+        SCALE=1 if nxt is not None and nxt.mode == 1 else 0,
+        PREFETCH=kernels.prefetch_asm(ahead),
+        PDL=pdl,
+    )
     static = nxt.static if sm['SCALE'] else x
     args = (w, x, ws, xs if xs is not None else x, out, smooth if smooth is not None else x, static)
     opts = dict(num_warps=form.warps, num_stages=form.stages) | ({'launch_pdl': True} if pdl else {})
@@ -215,7 +221,22 @@ def product(
         return launch(kernels.gemv_kernel, (n // form.BN,), *args, n, k, form.BN, form.BK, **sm, **opts)
     mb, m = t.columns(rows)
     grid = n // form.BN, form.splits, -(-rows // mb)
-    launch(kernels.product_kernel, grid, *args, rows, n, k, form.BN, m, mb, form.BK, form.splits, BLOCK=t.block, **sm, **opts)
+    launch(
+        kernels.product_kernel,
+        grid,
+        *args,
+        rows,
+        n,
+        k,
+        form.BN,
+        m,
+        mb,
+        form.BK,
+        form.splits,
+        BLOCK=t.block,
+        **sm,
+        **opts,
+    )
 
 # %% ../nbs/55_step.ipynb #f593bb0f
 def _opts(n, pdl, warps=0): # launch options of a kernel that takes a row of n
@@ -227,9 +248,31 @@ def norm(d, resid, weight, out, t, rows, delta=None, splits=0, tokens=None, scal
     "resid += delta; out = norm(resid) on the grid of port `t`."
     n, mode = resid.shape[-1], t.mode if t is not None else 0
     some = lambda x: x if x is not None else resid
-    launch(kernels.norm_kernel, (rows,), resid, some(delta), some(tokens), d.embed if tokens is not None else resid, weight,
-           out, some(scales), t.static if mode == 1 else resid, some(ws), some(xs), rows, n, d.arch.eps, splits,
-           tokens is not None, scaled, mode, pow2(n), t.columns(rows)[0] if mode == 3 else 1, pdl, **_opts(n, pdl, warps))
+    launch(
+        kernels.norm_kernel,
+        (rows,),
+        resid,
+        some(delta),
+        some(tokens),
+        d.embed if tokens is not None else resid,
+        weight,
+        out,
+        some(scales),
+        t.static if mode == 1 else resid,
+        some(ws),
+        some(xs),
+        rows,
+        n,
+        d.arch.eps,
+        splits,
+        tokens is not None,
+        scaled,
+        mode,
+        pow2(n),
+        t.columns(rows)[0] if mode == 3 else 1,
+        pdl,
+        **_opts(n, pdl, warps),
+    )
 
 # %% ../nbs/55_step.ipynb #5524fa49
 def quantize(x, smooth, out, t, rows, scales=None, pdl=False):
@@ -244,7 +287,8 @@ def quantize(x, smooth, out, t, rows, scales=None, pdl=False):
 class Knobs:
     "Choices of a whole step; the ladder of the speed recipe turns them off one by one."
     pdl: bool = True # programmatic dependent launch
-    ahead: tuple = (256, 256, 256, 256, 256) # bytes of each row of qkv, o, gate and up, down, head asked for before waiting
+    # bytes of each row of qkv, o, gate and up, down, head asked for before waiting
+    ahead: tuple = (256, 256, 256, 256, 256)
     keys: bool = True # the same for keys and values
     norm_warps: int = 0 # 0: by width
     block: int = 0 # cached tokens at a time in attention; 0: by batch and cache, as the next three
@@ -296,13 +340,17 @@ class Step:
         "Where the input of product `p` stands."
         import torch
         t = self.port(p)
-        return self.buffer(what, p.weight.shape[1], t.dtype, t.rows(self.B)), self.buffer(what + ' scale', 1, torch.float32)
+        return self.buffer(what, p.weight.shape[1], t.dtype, t.rows(self.B)), self.buffer(
+            what + ' scale', 1, torch.float32
+        )
 
 # %% ../nbs/55_step.ipynb #38b8e1e7
 def step_products(self, p, name, x, out, xs=None, **kw): # how many partial sums it leaves
     "Launch one of a layer's products with its block sizes."
     f = self.fast.form(p, self.B, name)
-    product(p, self.port(p), x, out, self.B, f, xs, pdl=self.knobs.pdl, ahead=self.fast.ahead(p, f, self.knobs, name), **kw)
+    product(
+        p, self.port(p), x, out, self.B, f, xs, pdl=self.knobs.pdl, ahead=self.fast.ahead(p, f, self.knobs, name), **kw
+    )
     return f.splits
 
 # %% ../nbs/55_step.ipynb #9314baca
@@ -315,13 +363,47 @@ def step_attention(self, i, l, sums):
     smooth = None if late else l.o.smooth
     some = lambda x: x if x is not None else self.resid
     ahead = a.head_dim * c.k.element_size() if k.keys and k.pdl else 0
-    launch(kernels.attention_kernel, (self.B, a.kv_heads, self.splits), self.sums['qkv'], some(l.qkv.bias), d.cos, d.sin,
-           some(l.q_norm), some(l.k_norm), c.k[i], c.v[i], self.slot, c.pad, self.part, self.stat, self.count, out,
-           some(smooth), t.static if t.mode == 1 else self.resid, self.B, c.capacity, a.eps,
-           a.head_dim ** -.5 * 1.4426950408889634, a.heads, a.kv_heads, a.head_dim, a.heads // a.kv_heads,
-           pow2(a.heads // a.kv_heads), sums, self.splits, k.block, l.qkv.bias is not None, l.q_norm is not None,
-           smooth is not None, int(t.mode == 1), kernels.prefetch_asm(ahead), k.pdl, num_warps=k.warps,
-           num_stages=k.stages, **({'launch_pdl': True} if k.pdl else {}))
+    launch(
+        kernels.attention_kernel,
+        (self.B, a.kv_heads, self.splits),
+        self.sums['qkv'],
+        some(l.qkv.bias),
+        d.cos,
+        d.sin,
+        some(l.q_norm),
+        some(l.k_norm),
+        c.k[i],
+        c.v[i],
+        self.slot,
+        c.pad,
+        self.part,
+        self.stat,
+        self.count,
+        out,
+        some(smooth),
+        t.static if t.mode == 1 else self.resid,
+        self.B,
+        c.capacity,
+        a.eps,
+        a.head_dim**-0.5 * 1.4426950408889634,
+        a.heads,
+        a.kv_heads,
+        a.head_dim,
+        a.heads // a.kv_heads,
+        pow2(a.heads // a.kv_heads),
+        sums,
+        self.splits,
+        k.block,
+        l.qkv.bias is not None,
+        l.q_norm is not None,
+        smooth is not None,
+        int(t.mode == 1),
+        kernels.prefetch_asm(ahead),
+        k.pdl,
+        num_warps=k.warps,
+        num_stages=k.stages,
+        **({'launch_pdl': True} if k.pdl else {}),
+    )
     return self.late('o', out, l.o) if late else (out, None)
 
 # %% ../nbs/55_step.ipynb #c3e7cb86
@@ -364,9 +446,32 @@ def step_run(self):
     x, _ = self.norm(self.fast.last_norm, self.fast.head, splits)
     self.products(self.fast.head, 'head', x, self.logits)
     more = {'launch_pdl': True} if pdl else {}
-    launch(kernels.top_kernel, (self.B, self.chunks), self.logits, self.best, self.where, self.d.arch.vocab, 2048, pdl, **more)
-    launch(kernels.advance_kernel, (self.B,), self.best, self.where, self.tokens, self.history, self.slot, self.cache.capacity,
-           self.chunks, pow2(self.chunks), pdl, num_warps=1, **more)
+    launch(
+        kernels.top_kernel,
+        (self.B, self.chunks),
+        self.logits,
+        self.best,
+        self.where,
+        self.d.arch.vocab,
+        2048,
+        pdl,
+        **more,
+    )
+    launch(
+        kernels.advance_kernel,
+        (self.B,),
+        self.best,
+        self.where,
+        self.tokens,
+        self.history,
+        self.slot,
+        self.cache.capacity,
+        self.chunks,
+        pow2(self.chunks),
+        pdl,
+        num_warps=1,
+        **more,
+    )
 
 # %% ../nbs/55_step.ipynb #56b9fc1a
 def step_replay(self):

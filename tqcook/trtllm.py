@@ -413,6 +413,7 @@ def _introspect(): # runs in TensorRT-LLM's environment
     import inspect
     import json
     import sys
+
     from tensorrt_llm import LLM, SamplingParams, llmapi
     def there(name):
         module, _, attribute = name.rpartition('.')

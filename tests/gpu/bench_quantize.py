@@ -5,8 +5,8 @@
     python tests/gpu/bench_quantize.py --device cpu --model demo --samples 8 --length 64 --score-windows 2
 
 Prints one line for each measurement as it comes, a table at the end, and writes JSON to --out. Every measurement starts
-from the same unquantized weights. `cold` runs are whole: model in memory -> calibrated -> scored on 16 windows -> checkpoint
-on disk; the one of plain ModelOpt runs with an empty folder for compiled extensions, as on a new machine.
+from the same unquantized weights. `cold` runs are whole: model in memory -> calibrated -> scored on 16 windows ->
+checkpoint on disk; the one of plain ModelOpt runs with an empty folder for compiled extensions, as on a new machine.
 """
 import argparse
 import contextlib
