@@ -438,6 +438,7 @@ perplexity after | quality.ppl_quant | {:.4f} | -
 ratio | quality.ppl_ratio | {:.5f} | max_ppl_ratio
 KL divergence, nats a token | quality.kld_mean | {:.3g} | max_kld
 same likeliest token | quality.top1_agreement | {:.2%} | min_top1
+effective blocks | quality.effective_blocks | {:.1f} | -
 verdict | quality.verdict | {} | -
 size before | size_bytes.base | bytes | -
 size after | size_bytes.quantized | bytes | -
