@@ -98,7 +98,7 @@ def read_header(path) -> dict:  # {name: TensorInfo}
         n = int.from_bytes(f.read(8), 'little')
         pairs = json.loads(f.read(n), object_pairs_hook=list)
     head = {k: dict(e) for k, e in pairs if k != '__metadata__'}
-    if len({k for k, _ in pairs}) < len(pairs):
+    if len(dict(pairs)) < len(pairs):
         raise BadCheckpoint('header', 'a tensor stands there twice', file=name, remedy='get it again')
     return {
         k: TensorInfo(e['dtype'], tuple(e['shape']), name, *(8 + n + x for x in e['data_offsets']))
@@ -125,11 +125,11 @@ def _refuse_others(names):
             raise BadCheckpoint(code, what, file=first(ends), remedy=remedy)
     if 'config.json' not in names:
         raise BadCheckpoint('no-config', f'{len(names)} files, no config.json', remedy='name the directory that has it')
-    pickle = first(('.bin', '.pt', '.pth', '.ckpt'))
-    if not first(('.safetensors', '.engine')) and pickle:
+    weights, pickle = first(('.safetensors', '.engine')), first(('.bin', '.pt', '.pth', '.ckpt'))
+    if pickle and not weights:
         what, remedy = 'a pickle, which can run any code', 'where you trust it: save_pretrained'
         raise BadCheckpoint('pickle-weights', what, file=pickle, remedy=remedy)
-    if not first(('.safetensors', '.engine')):
+    if not weights:
         raise BadCheckpoint('no-weights', 'no weights beside config.json', expected='*.safetensors')
 
 # %% ../nbs/10_checkpoint.ipynb #1ef49208
@@ -159,8 +159,10 @@ def _read_shards(root, names):
                 wrong.append(BadCheckpoint('duplicate-tensor', f'also in {tensors[k].file}', file=n, tensor=k))
             tensors.setdefault(k, t)
     if (root / INDEX).exists():
-        return tensors, [*wrong, *_judge_index(json_object(root / INDEX, 'index-json'), tensors, names)]
-    return tensors, [*wrong, *_judge_numbers(names)]
+        wrong += _judge_index(json_object(root / INDEX, 'index-json'), tensors, names)
+    else:
+        wrong += _judge_numbers(names)
+    return tensors, wrong
 
 # %% ../nbs/10_checkpoint.ipynb #e33e234d
 def _judge_numbers(names):
@@ -218,14 +220,15 @@ def _is_size(x):
 def impossible(config: dict):  # config.json, or a part of it
     "Yield a BadCheckpoint for each value that no model can have."
     for k, x in config.items():
-        if k in _COUNTS and x is not None and not all(map(_is_count, x if isinstance(x, list) else [x])):
-            yield BadCheckpoint(
-                'config-value', f'{k} is {str(x)[:40]!r}', file='config.json', expected='a positive whole number'
-            )
-        elif k.endswith('rope_theta') and x is not None and not _is_size(x):
-            yield BadCheckpoint(
-                'config-value', f'{k} is {str(x)[:40]!r}', file='config.json', expected='a positive finite number'
-            )
+        values = [v for v in (x if isinstance(x, list) else [x]) if v is not None]
+        want = ''
+        if k in _COUNTS and not all(map(_is_count, values)):
+            want = 'a positive whole number'
+        if k.endswith('rope_theta') and not all(map(_is_size, values)):
+            want = 'a positive finite number'
+        if want:
+            found = f'{k} is {str(x)[:40]!r}'
+            yield BadCheckpoint('config-value', found, file='config.json', expected=want)
         elif isinstance(x, dict) and k != 'quantization_config':
             yield from impossible(x)
 
@@ -279,7 +282,7 @@ def _quantization(root, config):
         raise BadCheckpoint('quant-config-json', f"'quantization' is a JSON {type(quant).__name__}", file=source)
     if quant.get('quant_algo') == 'MIXED_PRECISION' and (root / 'quant_cfg.json').exists():
         quant = quant | json_object(root / 'quant_cfg.json', 'quant-config-json')  # its layers may stand there
-    return layout, quant, source
+    return layout, dict(quant), source
 
 # %% ../nbs/10_checkpoint.ipynb #1af99d5a
 @dataclass(repr=False)
@@ -300,13 +303,13 @@ class _Stored:
         "Bytes of all tensors."
         return sum(t.nbytes for t in self.tensors.values())
 
-    def bytes(self, name, start=0, n=None):
+    def bytes(self, name, start=0, n=1 << 62):
         "Raw bytes of a tensor, or `n` of them from `start`, as a 1-D uint8 array."
         t = self.tensors.get(name)
         if t is None:
             raise CookError(f'{self.path}: no tensor {name!r}' + suggest(name, self.tensors))
-        left = t.nbytes - start
-        return np.fromfile(self.path / t.file, np.uint8, left if n is None else min(n, left), offset=t.start + start)
+        n = min(n, t.nbytes - start)
+        return np.fromfile(self.path / t.file, np.uint8, n, offset=t.start + start)
 
     def array(self, name):
         "A tensor as numpy; BF16 and FP8 become float32."
@@ -460,10 +463,9 @@ class Checkpoint(_Quantized):
         config = json_object(root / 'config.json', 'config-json')
         layout, quant, source = _quantization(root, config)
         tensors, wrong = _read_shards(root, sorted(p.name for p in root.iterdir() if p.suffix == '.safetensors'))
-        for k, kind in _TYPES.items():
-            if not isinstance(quant.get(k), (kind, type(None))):
-                wrong.append(BadCheckpoint('quant-config-type', f'{k} is {json.dumps(quant[k])[:60]}', file=source))
-        quant = {k: x for k, x in quant.items() if isinstance(x, (_TYPES.get(k, object), type(None)))}
+        for k in [k for k, kind in _TYPES.items() if not isinstance(quant.get(k), kind | None)]:
+            found = f'{k} is {json.dumps(quant.pop(k))[:60]}'
+            wrong.append(BadCheckpoint('quant-config-type', found, file=source))
         modules = {}
         for k, t in tensors.items():
             m, _, leaf = k.rpartition('.')
