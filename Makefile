@@ -1,6 +1,7 @@
 # make            this help
 # make cook       quantize the demonstration model to FP8 and show what it cost
 # make test       everything that CI runs on a CPU
+# make slow       the tests that take minutes: many families of models, many repetitions, a really pretrained model
 # make quick      the tests to edit against: handwriting, sizes and whatever takes seconds
 # make prepare    before a commit: imports in order, export, clean, README; then what ruff finds
 # make lab        JupyterLab on the recipes
@@ -19,7 +20,7 @@
 #             ARGS="-k run"       more arguments for pytest or tqcook
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help cook test quick prepare lab site gpu-test recipes bands summary readme clean distclean install
+.PHONY: help cook test slow quick prepare lab site gpu-test recipes bands summary readme clean distclean install
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -47,10 +48,13 @@ PYTEST = OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(PY) -m pytest -q -n 2 --dist l
 
 test: $(STAMP)
 	@$(PY) tests/house.py
-	@$(PYTEST) tests $(ARGS)
+	@$(PYTEST) -m 'not slow' tests $(ARGS)
+
+slow: $(STAMP)
+	@$(PYTEST) -m slow tests $(ARGS)
 
 quick: $(STAMP)
-	@$(PYTEST) -m 'not slow and not gpu' tests $(ARGS)
+	@$(PYTEST) -m 'not slow and not heavy and not gpu' tests $(ARGS)
 
 prepare: $(STAMP)
 	@$(PY) tests/prepare.py

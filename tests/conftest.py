@@ -8,7 +8,8 @@ import pytest
 
 def pytest_configure(config):
     config.addinivalue_line('markers', 'gpu: needs an NVIDIA GPU')
-    config.addinivalue_line('markers', 'slow: takes more than five seconds; left out by `make quick`')
+    config.addinivalue_line('markers', 'slow: takes minutes; `make slow` runs these, `make test` does not')
+    config.addinivalue_line('markers', 'heavy: takes seconds that add up; `make quick` leaves these out')
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -23,8 +24,20 @@ def pytest_xdist_make_scheduler(config, log):
     return ByFile(config, log)
 
 
+# Files whose tests quantize, export, start kernels, servers or builds.
+HEAVY = '''architectures calibration compare compile contract contributing decoder demo_model export families hostile
+    interrupt new onnx package parity perplexity quantize recipe_calibration_data recipe_compile recipe_int8
+    recipe_perplexity recipe_speed recipes runner runtime serve served serving site smoothing sweep trtllm'''.split()
+
+
+def heavy(item):
+    return '::test_notebook[' in item.nodeid or item.path.stem.removeprefix('test_') in HEAVY
+
+
 def pytest_collection_modifyitems(items):
     "Without a GPU its tests are skipped; where TQCOOK_REQUIRE_GPU=1 promises one, nothing passes by skipping."
+    for item in filter(heavy, items):
+        item.add_marker(pytest.mark.heavy)
     needy = [item for item in items if item.get_closest_marker('gpu')]
     if not needy:
         return

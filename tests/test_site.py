@@ -51,7 +51,6 @@ def test_hidden_cells_and_noise():
     assert build.shown(noisy) == cell | {'source': '1', 'metadata': {'tags': ['remove-input']}}
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(not importlib.util.find_spec('furo'), reason='`make site` installs what this needs')
 def test_it_builds_without_a_network(tmp_path):
     assert build.main([], tmp_path) == 0

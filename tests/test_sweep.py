@@ -66,7 +66,6 @@ def killer(folder, n, last=1, above=int):
 
 
 @pytest.mark.parametrize('ray', ['', 'local'], ids=['here', 'ray'])
-@pytest.mark.slow
 def test_a_killed_run_is_started_again_and_nothing_else(toy, ray):
     "On Ray it is Ray's worker that is killed, and the run with it."
     thread = killer(toy/'out', 2, above=parent if ray else int)
