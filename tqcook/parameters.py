@@ -48,7 +48,7 @@ on_fail  one of raise, report  what a FAIL does
 outlier_factor  1 to 65536  how much larger some channels become
 outlier_share  0 to 1  share of the channels that get outliers
 output_len  at least 1  tokens of an answer
-package_share  more than 0  largest part of the text that one package may supply
+package_share  0 to 1  largest part of the text that one package may supply
 policy  one of disjoint, lm_eval, half, sliding  how a text is cut
 port  1 to 65535  port of a server
 pp  1 to 4096  pipeline stages
