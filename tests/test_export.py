@@ -28,10 +28,12 @@ for d in sys.argv[1:]:
     out[os.path.basename(d)] = dict(inv_freq=f.tolist(), local=getattr(c, 'rope_local_base_freq', None))
 print(json.dumps(out))
 '''
+PLAIN = dict(rope_type='default', rope_theta=5e4)
 LONG = dict(rope_type='longrope', rope_theta=1e4, short_factor=[1.] * 16, long_factor=[2.] * 16)
 CASES = dict(
-    llama={}, partial=dict(model_type='phi', rope_parameters=dict(rope_type='default', rope_theta=1e4, partial_rotary_factor=.25)),
-    neox=dict(model_type='gpt_neox', rope_parameters=dict(rope_type='default', rope_theta=5e4, partial_rotary_factor=.5)),
+    llama={},
+    partial=dict(model_type='phi', rope_parameters=PLAIN | dict(partial_rotary_factor=.25)),
+    neox=dict(model_type='gpt_neox', rope_parameters=PLAIN | dict(partial_rotary_factor=.5)),
     linear=dict(rope_parameters=dict(rope_type='linear', factor=4., rope_theta=5e5)),
     llama3=dict(rope_parameters=dict(rope_type='llama3', factor=8., low_freq_factor=1., high_freq_factor=4.,
                                      original_max_position_embeddings=128, rope_theta=5e5)),

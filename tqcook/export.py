@@ -44,7 +44,8 @@ def _state(model):
     "Parameters and buffers by decoder layer, quantizers left out, tied tensors once."
     import torch
     state = model.state_dict()
-    if any(t.is_meta for t in state.values()): # accelerate holds the weights elsewhere
+    if any(t.is_meta for t in state.values()):
+        # accelerate holds the weights elsewhere
         from accelerate.utils.modeling import get_state_dict_offloaded_model
         state = get_state_dict_offloaded_model(model)
     layers, seen = {}, set()
@@ -69,7 +70,9 @@ def stored(
             qs, inputs = units.get(n, ([], None))
             first = len(numbered) + 1
             numbered += [(q, inputs) for q in qs]
-            mark = torch.arange(first, first + len(qs)).view(-1, 1, 1) if w.ndim == 3 and qs else torch.tensor(first if qs else 0)
+            mark = torch.tensor(first if qs else 0)
+            if w.ndim == 3 and qs:
+                mark = torch.arange(first, first + len(qs)).view(-1, 1, 1)
             marks[n] = mark.expand(w.shape)
             fake[n] = w if not qs else qs[0](w) if w.ndim == 2 else torch.stack([q(x) for q, x in zip(qs, w)])
         part, marks, fake = (saved(model, d) for d in (part, marks, fake))
@@ -88,7 +91,8 @@ def _encode(scheme, layout, w, fake, quantizer, inputs, name):
     packed = layout == 'compressed-tensors' and schemes.get(scheme).weight_only
     storage = schemes.get(scheme).storage
     scales = scales_of(storage, w)
-    if storage == 'fp8': # a fused group shares one
+    if storage == 'fp8':
+        # a fused group shares one
         scales['weight_scale'] = quantizer._amax.float().reshape(()).to(w.device) / E4M3_MAX
     scales = {k: _one(v.bfloat16() if packed else v) if v.element_size() > 1 else v for k, v in scales.items()}
     t = quantize(storage, fake, scales) # BF16 moved it by far less than a step: these are the codes it was made of
@@ -118,7 +122,8 @@ def _pack(storage, t, shape):
     "compressed-tensors' form of small integers: unsigned, several to a 32-bit word, the first lowest."
     import torch
     codes = t['weight']
-    if storage == 'int4_awq': # two rows to a byte -> two columns to a byte, code + 8
+    if storage == 'int4_awq':
+        # two rows to a byte -> two columns to a byte, code + 8
         rows = torch.stack([codes & 15, codes >> 4], 1).reshape(shape) ^ 8
         codes = rows[:, ::2] | rows[:, 1::2] << 4
     else:
@@ -126,7 +131,8 @@ def _pack(storage, t, shape):
     if codes.shape[1] % 4:
         raise CookError(f'a weight of {list(shape)} does not fill whole words of 32 bits; take another layout')
     scale = t['weight_scale'].reshape(shape[0], -1)
-    return dict(weight_packed=codes.contiguous().view(torch.int32), weight_scale=scale, weight_shape=torch.tensor(shape))
+    words = codes.contiguous().view(torch.int32)
+    return dict(weight_packed=words, weight_scale=scale, weight_shape=torch.tensor(shape))
 
 # %% ../nbs/36_export.ipynb #eb045ad1
 def _unpack(storage, t):
@@ -194,7 +200,8 @@ def make_portable(
     "Let transformers 4 (so TensorRT-LLM 1.2) read what 5 wrote: rotary settings, tokenizer class, extra tokens."
     d, changed = Path(path), []
     here = read_json(d/'config.json', finite=False)
-    if (d/'rank0.safetensors').exists(): # ModelOpt 0.47 looks for the older name too, and writes no base at all
+    if (d/'rank0.safetensors').exists():
+        # ModelOpt 0.47 looks for the older name too, and writes no base at all
         rope = rope_settings(config or {})
         old = dict(rotary_base=rope.get('rope_theta'), rotary_scaling=rope.get('rope_scaling'))
         new = {k: v for k, v in old.items() if v is not None} | here
@@ -208,7 +215,8 @@ def make_portable(
         new = dict(old)
         if old.get('tokenizer_class') in TOKENIZERS_V5:
             new['tokenizer_class'] = 'PreTrainedTokenizerFast'
-        if isinstance(old.get('extra_special_tokens'), list): # transformers 4 expects a dict under this name
+        if isinstance(old.get('extra_special_tokens'), list):
+            # transformers 4 expects a dict under this name
             new['additional_special_tokens'] = new.pop('extra_special_tokens')
         changed += _put(d/'tokenizer_config.json', old, new)
     return changed
@@ -237,7 +245,7 @@ def read_back(
             wrong += [] if n in files and files[n].get_tensor(n).equal(w.cpu()) else [module]
             continue
         count += 1
-        leaves = {k.removeprefix(module + '.'): files[k].get_tensor(k) for k in files if k.rpartition('.')[0] == module}
+        leaves = {k.rpartition('.')[2]: files[k].get_tensor(k) for k in files if k.rpartition('.')[0] == module}
         left -= {f'{module}.{k}' for k in leaves if k != 'bias'}
         wrong += [] if _agrees(schemes.get(quantized.scheme).storage, leaves, fake) else [module]
     named = _named(read_json(Path(out)/'config.json', finite=False)['quantization_config'])
@@ -288,7 +296,7 @@ def _foreign(model, files):
     want = set(saved(fresh, fresh.state_dict()))
     leaves = re.compile(r'\.(weight_scale(_inv|_2)?|input_scale|pre_quant_scale|weight_shape)$')
     have = {n.replace('weight_packed', 'weight') for n in files if not leaves.search(n)}
-    tied = {n for n in want if n.startswith(('lm_head', 'output'))} if config.get_text_config().tie_word_embeddings else set()
+    tied = {n for n in want if n.startswith(('lm_head', 'output')) and config.get_text_config().tie_word_embeddings}
     return sorted((want ^ have) - tied)
 
 # %% ../nbs/36_export.ipynb #bfe54c4a

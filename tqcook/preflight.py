@@ -15,7 +15,8 @@ from .models import Loaded, expert_tensors, linears
 from .ranges import ALGORITHMS, check_percentile
 
 # %% ../nbs/33_preflight.ipynb #f975921a
-SMOOTHED = dict(int8_sq=1., int8_token=.5) # scheme -> alpha where nothing is chosen: a static scale wants flat activations
+# scheme -> alpha where nothing is chosen: a static scale wants flat activations
+SMOOTHED = dict(int8_sq=1., int8_token=.5)
 
 # %% ../nbs/33_preflight.ipynb #bc59dd7d
 def check_options(
@@ -40,7 +41,8 @@ def check_options(
     if alpha is not None and s.name not in SMOOTHED:
         raise CookError(f"alpha is for {' and '.join(SMOOTHED)}, which smooth; {s.name} has nothing to smooth")
     if alpha not in (None, 'off') and not (number and 0 <= alpha <= 1):
-        raise CookError(f"alpha is {alpha!r}; expected 0 to 1, or 'off' for plain INT8 (smoothing.choose_alpha finds one)")
+        raise CookError(f"alpha is {alpha!r}; expected 0 to 1, or 'off' for plain INT8 (smoothing.choose_alpha finds "
+                        f"one)")
     if algorithm != 'max' and not (s.a_static and s.a_granularity == 'tensor'):
         raise CookError(f"algorithm {algorithm!r} chooses static ranges of activations, and {s.name} has none; take "
                         f"algorithm 'max'")
@@ -105,8 +107,8 @@ def _check_fit(s, loaded, lins, experts):
     flat = [n for n, p in loaded.model.named_parameters()
             if 'expert' in n and p.ndim == 2 and n.rpartition('.')[0] not in known]
     if flat:
-        raise CookError(f'{type(loaded.model).__name__} keeps its experts in {flat[0]}, one matrix for all, which ModelOpt '
-                        f'cannot quantize; no scheme here serves this model')
+        raise CookError(f'{type(loaded.model).__name__} keeps its experts in {flat[0]}, one matrix for all, which '
+                        f'ModelOpt cannot quantize; no scheme here serves this model')
     if stacked:
         raise CookError(f'{type(loaded.model).__name__} saves its experts stacked ({stacked[0]}), and no engine reads '
                         f'such a tensor quantized; no scheme here serves this model')

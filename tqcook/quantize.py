@@ -6,8 +6,8 @@
 __all__ = ['quantizers', 'module_of', 'transparent', 'fused', 'Quantized', 'quantize']
 
 # %% ../nbs/34_quantize.ipynb #b0d61102
-import copy as _copy
 import contextlib
+import copy as _copy
 import dataclasses
 import math
 import re
@@ -19,8 +19,7 @@ from . import schemes
 from .calibration import CalibrationReport, QuantizerStat, examine, examine_target, text_facts
 from .core import CookError, fmt_seconds, need
 from .folding import fold, foldable, smoothing_factors
-from .formats import dequantize, fake_e4m3, fake_int
-from .formats import quantize as store
+from .formats import dequantize, fake_e4m3, fake_int, quantize as store
 from .models import Loaded, check_finite, expert_tensors, linears, quiet
 from .preflight import SMOOTHED, check_options, preflight
 from .ranges import Range, RangeRecorder, choose_amax, run_windows
@@ -48,7 +47,8 @@ def _attributes(dtype, granularity, block, static):
         a['block_sizes'] = {-1: block, -2: block}
     if granularity == 'group' and static:
         a['block_sizes'] = {-1: block, 'type': 'static'}
-    if not static: # groups of activations are cut by `_round`
+    if not static:
+        # groups of activations are cut by `_round`
         a |= dict(type='dynamic', block_sizes={-1: None})
     return a
 
@@ -69,7 +69,8 @@ def _config(s, kv, exclude):
 def _round(x, q): # what ModelOpt calls for each tensor
     import torch
     group = getattr(q, 'group', None)
-    if group: # activations in groups of 128, as engines compute blocks
+    if group:
+        # activations in groups of 128, as engines compute blocks
         n = x.shape[-1]
         x = torch.nn.functional.pad(x, (0, -n % group)).unflatten(-1, (-1, group))
         return fake_e4m3(x, x.abs().amax(-1, keepdim=True)).flatten(-2)[..., :n]
@@ -96,7 +97,7 @@ def _is_weight(name):
 
 # %% ../nbs/34_quantize.ipynb #4d3eb6fe
 def module_of(name: str) -> str: # of a quantizer
-    "'…mlp.up_proj.input_quantizer' -> '…mlp.up_proj'; '…experts.down_proj_weight_quantizers.3' -> '…experts.down_proj.3'"
+    "The layer that a quantizer belongs to; of stacked experts, '…down_proj_weight_quantizers.3' -> '…down_proj.3'."
     name = re.sub(r'(input_quantizer|weight_quantizers?|_bmm_quantizer)(?=\.|$)', '', name)
     return re.sub(r'_?\.+', '.', name + '.').strip('.')
 
@@ -165,7 +166,8 @@ def _observe(model, o, watched, channels):
         run_windows(model, o.windows, rec, *o.run, pad=not experts)
     top = {n: float(t.max()) for n, t in rec.table.items()}
     bad = [n for n, t in top.items() if not math.isfinite(t)]
-    if bad: # a range made of infinite or undefined activations is worthless
+    if bad:
+        # a range made of infinite or undefined activations is worthless
         sample = next(rec.run['order'][i] for i, v in enumerate(rec.per_sample(bad[0])) if not math.isfinite(v))
         more = f' (and that of {len(bad) - 1} more layers)' if len(bad) > 1 else ''
         raise CookError(f'the input of {module_of(bad[0])} is not finite in calibration sample {sample}{more}; look at '
@@ -223,7 +225,8 @@ def _share_scales(model, groups):
 def _smooth(model, rec, alpha, places):
     "Smooth every linear layer that was watched; returns the names of those that no layer before can help."
     inputs = {module_of(n): n for n in rec.channel if n.endswith('.input_quantizer')} # experts have none of their own
-    if places is None: # factors stay beside the layers, and all that share an input share them
+    if places is None:
+        # factors stay beside the layers, and all that share an input share them
         beside = {}
         for m, n in inputs.items():
             beside.setdefault(rec.owner[n], []).append(m)
@@ -271,10 +274,12 @@ def _fold_rest(model, places):
 def _calibrate(model, o):
     "Set every range; returns what was recorded (None when nothing had to be) and what stayed unsmoothed."
     mtq = need('modelopt.torch.quantization', 'quantize')
-    if o.scheme.name == 'int4_awq': # its search needs the text itself, with ModelOpt's quantizers at work
+    if o.scheme.name == 'int4_awq':
+        # its search needs the text itself, with ModelOpt's quantizers at work
         from modelopt.torch.export.unified_export_hf import requantize_resmooth_fused_llm_layers
         with quiet(prints=True), _modelopt(model):
-            mtq.calibrate(model, dict(method='awq_lite', alpha_step=.1), lambda m: run_windows(m, o.windows, None, *o.run))
+            search = dict(method='awq_lite', alpha_step=.1)
+            mtq.calibrate(model, search, lambda m: run_windows(m, o.windows, None, *o.run))
             requantize_resmooth_fused_llm_layers(model) # one factor for all layers that share an input, folded
             if o.folded:
                 _fold_rest(model, o.places)
@@ -291,7 +296,8 @@ def _calibrate(model, o):
     with quiet(prints=True), _modelopt(model):
         mtq.calibrate(model, 'max') # ranges of weights
     for q in quantizers(model, 'weight').values():
-        if isinstance(getattr(q, '_slices', None), list): # PyTorch warns of lists as indices
+        if isinstance(getattr(q, '_slices', None), list):
+            # PyTorch warns of lists as indices
             q._slices = tuple(q._slices)
     if watched:
         _set_ranges(model, rec, o.algorithm, o.percentile)
@@ -355,7 +361,8 @@ def quantize(
     need('modelopt.torch.quantization', 'quantize')
     check_finite(loaded.model)
     model = _own(loaded.model) if copy else loaded.model
-    if not getattr(model.config, 'architectures', None): # a model never saved has none, and loaders need it
+    if not getattr(model.config, 'architectures', None):
+        # a model never saved has none, and loaders need it
         model.config.architectures = [type(model).__name__]
     if folded or s.name in SMOOTHED and not s.a_static:
         o.places = foldable(model)
