@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from tqcook import bench, decoder, export, kernels, models, quantize, step
+from tqcook import bench, decoder, export, kernels, models, quantize, step, synthetic
 from tqcook.core import CookError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -90,7 +90,7 @@ def test_a_wrong_input_scale_and_exchanged_rows_are_noticed(cooked, scheme):
 def test_shared_scales_are_the_largest_and_what_that_costs_is_told(tmp_path):
     "Checkpoints of others have a scale for each of q, k and v; those exported here share one already."
     from safetensors.torch import load_file, save_file
-    path = bench.Synthetic(models.tiny('llama', **SIZE).model.config.to_dict(), 'fp8').save(tmp_path)
+    path = synthetic.Synthetic(models.tiny('llama', **SIZE).model.config.to_dict(), 'fp8').save(tmp_path)
     t = load_file(path/'model.safetensors')
     t['model.layers.0.self_attn.k_proj.weight_scale'] *= .8
     save_file(t, path/'model.safetensors', {'format': 'pt'})
@@ -274,8 +274,8 @@ def test_digits_hold_an_activation():
 
 def test_random_weights_are_finite_in_every_scheme():
     config = models.tiny('qwen3', **SIZE).model.config.to_dict()
-    for scheme in (None, *bench._STORED):
-        d = bench.synthetic(config, scheme, device='cpu')
+    for scheme in (None, *synthetic.STORED):
+        d = synthetic.synthetic(config, scheme, device='cpu')
         with torch.inference_mode():
             assert torch.isfinite(d.forward(torch.arange(32)[None])).all(), scheme
 

@@ -7,13 +7,13 @@ import sys
 import pytest
 import torch
 
-from tqcook import bench, decoder, kernels, models, step
+from tqcook import bench, decoder, kernels, models, step, synthetic
 from tqcook.core import CookError
 
 pytestmark = pytest.mark.gpu
 BOUND = 4e-3
 SIZE = {'hidden_size': 256, 'intermediate_size': 512, 'num_hidden_layers': 2}
-SCHEMES = [None, *bench._STORED]
+SCHEMES = [None, *synthetic.STORED]
 needs_triton = pytest.mark.skipif(bool(kernels.missing()), reason=kernels.missing() or 'Triton is here')
 
 
@@ -23,7 +23,7 @@ def rel(a, b):
 
 def made(path, scheme=None, arch='llama', kv='none', **kw):
     "A tiny random checkpoint in a scheme, loaded from its directory."
-    source = bench.Synthetic(models.tiny(arch, **SIZE).model.config.to_dict(), scheme, kv)
+    source = synthetic.Synthetic(models.tiny(arch, **SIZE).model.config.to_dict(), scheme, kv)
     kw = {'scales': 'file', 'activations': 'token' if scheme == 'int8_token' else 'static'} | kw
     return decoder.load(source.save(path), 'cuda', **kw), path
 
@@ -120,7 +120,7 @@ def test_plain_pytorch_where_the_kernels_are_not_wanted(tmp_path):
 
 
 def test_without_triton_the_decoder_runs_and_says_so(tmp_path):
-    bench.Synthetic(models.tiny('llama', **SIZE).model.config.to_dict(), 'fp8').save(tmp_path/'c')
+    synthetic.Synthetic(models.tiny('llama', **SIZE).model.config.to_dict(), 'fp8').save(tmp_path/'c')
     (tmp_path/'triton').mkdir()
     (tmp_path/'triton/__init__.py').write_text('raise ImportError("no", name="triton")')
     load = f"from tqcook import decoder; d = decoder.load({str(tmp_path/'c')!r}, 'cuda')"
@@ -142,7 +142,7 @@ def test_fp8_is_faster_than_bf16(tmp_path):
     config = models.shape_config('llama-3.1-8b', num_hidden_layers=8, vocab_size=32768).to_dict()
     t = {}
     for scheme in (None, 'fp8', 'int8_wo'):
-        d = bench.synthetic(config, scheme, device='cuda')
+        d = synthetic.synthetic(config, scheme, device='cuda')
         t[scheme] = bench.decode(d, 1, 512, steps=16).seconds, bench.prefill(d, 4, 1024).seconds
         d = None
         bench.free()
