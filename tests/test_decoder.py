@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from tqcook import bench, decoder, export, kernels, models, quantize, step, synthetic
+from tqcook import bench, decoder, export, kernels, models, quantize, synthetic, tuning
 from tqcook.core import CookError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -186,7 +186,7 @@ def test_bad_input(tmp_path):
     assert 'expected at least 1' in say([[1]], 0)
     assert 'do not fit into a cache of 16; at most 8 tokens' in say([[1] * 10], 8, capacity=16)
     assert 'positions' in say([[1] * 510], 8)
-    assert 'at most' in sentence(decoder.fit_batch, d, 10**9, 512)
+    assert 'at most' in sentence(d.cache, 10**9, 512)
     assert "expected 'max' or 'file'" in sentence(decoder.load, tmp_path, 'cpu', scales='sum')
 
 
@@ -247,20 +247,20 @@ def test_forms_fit_what_they_are_for():
     for n, k in ((6144, 4096), (4096, 14336), (256, 256), (768, 64), (151936, 4096)):
         for batch in (1, 4, 16, 64):
             for size in (1, 2):
-                assert all(f.fits(n, k) for f in step.forms(n, k, batch, size)) and step.forms(n, k, batch, size)
+                assert all(f.fits(n, k) for f in tuning.forms(n, k, batch, size)) and tuning.forms(n, k, batch, size)
 
 
 def test_a_damaged_file_of_choices_costs_a_measurement(tmp_path):
     (tmp_path/'forms.json').write_text('{"some GPU": [1, 2')
-    c = step.Choices('some GPU', tmp_path/'forms.json')
+    c = tuning.Choices('some GPU', tmp_path/'forms.json')
     assert c.get('x') is None
-    c.put('x', step.Form())
+    c.put('x', tuning.Form())
     c.save()
-    assert step.Choices('some GPU', tmp_path/'forms.json').get('x') == step.Form()
+    assert tuning.Choices('some GPU', tmp_path/'forms.json').get('x') == tuning.Form()
 
 
 def test_digits_hold_an_activation():
-    "The arithmetic of `put_digits` and `add_digits`, in integers."
+    "The arithmetic of `kernels._put_digits` and `_add_digits`, in integers."
     y = torch.randn(1000, dtype=torch.float64) * torch.logspace(-3, 0, 1000)
     s = y.abs().max() / 8323072
     q = torch.floor(y / s + .5).long()

@@ -19,6 +19,7 @@ from .core import CookError, fmt_bytes, md_table, version
 from .device import detect
 from .roofline import copy_bandwidth, time_of
 from .synthetic import STORED, Synthetic, synthetic
+from .tuning import graph_seconds
 
 # %% ../nbs/63_bench.ipynb #daadddbb
 def read_bytes(
@@ -64,10 +65,6 @@ class Timing:
     def to_dict(self):
         out = dict(vars(self), tokens_per_second=self.rate, share_of_floor=self.share, spread=list(self.spread))
         return {k: v for k, v in out.items() if v is not None}
-
-# %% ../nbs/63_bench.ipynb #6ede8fa3
-def _label(d):
-    return d.scheme or 'bf16'
 
 # %% ../nbs/63_bench.ipynb #13c243be
 def _fill(cache, used):
@@ -121,7 +118,7 @@ def decode(
     floor = read_bytes(d, batch, context) / bandwidth if bandwidth else None
     middle = statistics.median(times)
     spread = min(times), max(times)
-    return Timing('decode', _label(d), d.kv, batch, context, middle, floor, spread=spread)
+    return Timing('decode', d.scheme or 'bf16', d.kv, batch, context, middle, floor, spread=spread)
 
 # %% ../nbs/63_bench.ipynb #e156b20b
 def prefill(
@@ -142,7 +139,7 @@ def prefill(
     middle = statistics.median(times)
     spread = min(times), max(times)
     flops = prefill_flops(d, batch, tokens) / middle
-    return Timing('prefill', _label(d), d.kv, batch, tokens, middle, flops=flops, spread=spread)
+    return Timing('prefill', d.scheme or 'bf16', d.kv, batch, tokens, middle, flops=flops, spread=spread)
 
 # %% ../nbs/63_bench.ipynb #1a28377d
 def peer(
@@ -179,22 +176,17 @@ def peer(
 
 # %% ../nbs/63_bench.ipynb #483400a0
 def plain_model(
-    config: dict, # config.json, without the part on quantization
+    config: dict, # config.json; what it says on quantization does not count
     dev, # device.Device
 ): # models.Loaded
     "The model of transformers with random weights, in BF16."
     import torch
     import transformers as tr
-    c = {k: v for k, v in config.items() if k != 'model_type'}
+    c = {k: v for k, v in config.items() if k not in ('model_type', 'quantization_config')}
     config = tr.AutoConfig.for_model(config['model_type'], **c)
     with torch.device(dev.torch), models.quiet():
         model = tr.AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
     return models.Loaded(model.eval().requires_grad_(False), None, 'random', device=dev, weights='random')
-
-# %% ../nbs/63_bench.ipynb #d8923078
-def _plain(config):
-    "A config without what it says on quantization."
-    return {k: v for k, v in config.items() if k != 'quantization_config'}
 
 # %% ../nbs/63_bench.ipynb #66c0e76e
 def peer_of(
@@ -206,7 +198,7 @@ def peer_of(
     if str(model).startswith('shape:') or model == 'demo':
         loaded = models.load(model, dev)
     else:
-        loaded = plain_model(_plain(Checkpoint.open(models.locate(model)).config), dev)
+        loaded = plain_model(Checkpoint.open(models.locate(model)).config, dev)
     return peer(loaded, 1, context, tokens=(2, 18))
 
 # %% ../nbs/63_bench.ipynb #8911e49f
@@ -234,14 +226,11 @@ def _graph_step(d, batch, context): # Timing
     cache = d.cache(batch, context + 8)
     _fill(cache, context)
     ids = torch.zeros(batch, 1, dtype=torch.long, device=d.device.torch)
-    at = decoder.places(d, batch, 1, context, None)
+    at = d.places(batch, 1, context)
     def run():
-        x = d.embed[ids].to(d.dtype)
-        for i in range(d.arch.layers):
-            x = decoder.block(d, i, x, at, cache)
-        d.logits(decoder.rms(x, d.norm, d.arch.eps)[:, -1]).argmax(-1)
+        d.logits(d.plain(ids, cache, at)[:, -1]).argmax(-1)
     with torch.inference_mode():
-        return Timing('decode', _label(d), d.kv, batch, context, step.graph_seconds(run))
+        return Timing('decode', d.scheme or 'bf16', d.kv, batch, context, graph_seconds(run))
 
 # %% ../nbs/63_bench.ipynb #93fc62f3
 def _fused(d, how, batch, context, steps): # Timing
@@ -370,7 +359,7 @@ def open_model(
     d = Checkpoint.open(path)
     if (d.scheme, d.kv) == (s, kv):
         return decoder.load(path, dev)
-    return synthetic(_plain(d.config), s, kv, dev)
+    return synthetic(d.config, s, kv, dev)
 
 # %% ../nbs/63_bench.ipynb #4c2a0067
 def _check_points(schemes, batches, contexts, prompts):

@@ -98,7 +98,7 @@ class Synthetic:
     layout, path = 'hf', 'random weights'
 
     def __init__(self,
-        config: dict, # config.json
+        config: dict, # config.json; what it says on quantization does not count
         scheme=None, # a key of `STORED`; None: BF16
         kv: str = 'none', # 'none' or 'fp8'
         device: str = 'cpu', # torch device name
@@ -107,11 +107,11 @@ class Synthetic:
         import torch
         if scheme not in (None, *STORED):
             raise CookError(f'no random weights in {scheme}; there are {", ".join(STORED)}')
-        self.config = config
+        self.config = {k: v for k, v in config.items() if k != 'quantization_config'}
         self.scheme = scheme
         self.kv = kv
-        self.algo = STORED[scheme][3] if scheme else None
         self.device = device
+        self.algo = STORED[scheme][3] if scheme else None
         self.generator = torch.Generator(device).manual_seed(seed)
         bias = config['model_type'] == 'qwen2'
         self.modules = {n: _module(scheme, n, shape, bias) for n, shape in _shapes(config).items()}
