@@ -154,7 +154,7 @@ def test_parity_through_compare(checkpoint, reference, found, tmp_path):
     corpus = data.corpus('code', reference.tokenizer, context=48, max_windows=6)
     with serving.Scorer(checkpoint, found, scoring(), reference, work=tmp_path) as s:
         c = compare.compare(reference, s, corpus, progress=False)
-    assert c.to_dict()['ppl_ratio'] == pytest.approx(1, abs=1e-5)
+    assert c.to_dict()['ppl_ratio'] == pytest.approx(1, abs=1e-4) # one window at a time there, six at once here
 
 def test_block_reuse_is_refused_and_would_be_noticed(checkpoint, reference, found, tmp_path):
     import torch
