@@ -16,13 +16,13 @@ from toy import write_recipe
 from tqcook import sweep as sweeps
 from tqcook.core import CookError
 
-PARAMS = "n = 1  # type: int which\nseconds = 0.0  # type: float how long\nout_dir = 'runs/toy'  # type: str folder"
+PARAMS = "n = 1  # type: int which\nnap = 0.0  # type: float how long\nout_dir = 'runs/toy'  # type: str folder"
 WORK = """import os, time
 from pathlib import Path
 from tqcook import recipe
 log = Path(out_dir).parent/f'started-{n}'
 log.write_text((log.read_text() if log.exists() else '') + f'{os.getppid()}\\n')
-time.sleep(seconds)
+time.sleep(nap)
 assert n < 9, 'n is too large'"""
 FINISH = "recipe.finish({'size_bytes': {'base': n}, 'environment': {'device': {'name': 'none'}}})"
 
@@ -69,7 +69,7 @@ def killer(folder, n, last=1, above=int):
 def test_a_killed_run_is_started_again_and_nothing_else(toy, ray):
     "On Ray it is Ray's worker that is killed, and the run with it."
     thread = killer(toy/'out', 2, above=parent if ray else int)
-    s = sweeps.sweep('toy', {'n': [1, 2, 3], 'seconds': 1.0}, out_dir='out', workers=2, ray=ray, tell=quiet)
+    s = sweeps.sweep('toy', {'n': [1, 2, 3], 'nap': 1.0}, out_dir='out', workers=2, ray=ray, tell=quiet)
     thread.join()
     assert [r['status'] for r in s.rows] == ['done'] * 3 and s.open == []
     assert {n: len(ids) for n, ids in started(toy/'out').items()} == {1: 1, 2: 2, 3: 1}
@@ -78,31 +78,31 @@ def test_a_killed_run_is_started_again_and_nothing_else(toy, ray):
 
 def test_what_is_killed_again_and_again_is_named_and_the_rest_is_there(toy):
     thread = killer(toy/'out', 2, last=2)
-    s = sweeps.sweep('toy', {'n': [1, 2], 'seconds': 1.0}, out_dir='out', workers=2, retries=1, tell=quiet)
+    s = sweeps.sweep('toy', {'n': [1, 2], 'nap': 1.0}, out_dir='out', workers=2, retries=1, tell=quiet)
     thread.join()
     assert [r['status'] for r in s.rows] == ['done', 'killed'] and [p.values['n'] for p in s.open] == [2]
-    again = sweeps.sweep('toy', {'n': [1, 2], 'seconds': 1.0}, out_dir='out', workers=2, tell=quiet)
+    again = sweeps.sweep('toy', {'n': [1, 2], 'nap': 1.0}, out_dir='out', workers=2, tell=quiet)
     assert again.open == [] and {n: len(ids) for n, ids in started(toy/'out').items()} == {1: 1, 2: 3}
 
 
 def test_a_run_that_fails_keeps_no_other_from_running(toy):
     said = []
     s = sweeps.sweep('toy', {'n': [9, 1]}, out_dir='out', tell=said.append)
-    assert [r['status'] for r in s.rows] == ['failed', 'done'] and 'n is too large' in s.rows[0]['error'], s.rows
+    assert [r['status'] for r in s.rows] == ['failed', 'done'] and 'n is too large' in s.rows[0]['error'], [r.get('error') for r in s.rows]
     assert len(said) == 2 and said[-1].startswith('[2/2] ')
     assert len(started(toy/'out')[9]) == 1, 'what failed would fail again'
 
 
 def test_killed_as_a_whole_it_goes_on_where_it_stopped(toy):
     "kill -9 of the sweep itself: its runs end with it, and the next one does what is left."
-    code = "from tqcook.sweep import sweep; sweep('toy', {'n': [1, 2, 3], 'seconds': 4.0}, out_dir='out', workers=1)"
+    code = "from tqcook.sweep import sweep; sweep('toy', {'n': [1, 2, 3], 'nap': 4.0}, out_dir='out', workers=1)"
     p = subprocess.Popen([sys.executable, '-c', code], cwd=toy, stdout=subprocess.DEVNULL)
     assert wait(lambda: 2 in started(toy/'out'), 240)
     p.kill()
     p.wait()
     time.sleep(1)
     kept = (toy/'out/n-1/results.json').stat().st_mtime_ns
-    s = sweeps.sweep('toy', {'n': [1, 2, 3], 'seconds': 4.0}, out_dir='out', workers=3, tell=quiet)
+    s = sweeps.sweep('toy', {'n': [1, 2, 3], 'nap': 4.0}, out_dir='out', workers=3, tell=quiet)
     assert s.open == [] and (toy/'out/n-1/results.json').stat().st_mtime_ns == kept
     assert {n: len(ids) for n, ids in started(toy/'out').items()} == {1: 1, 2: 2, 3: 1}
 
