@@ -211,7 +211,8 @@ def _nested(means, blocks, mean):
     # a variance that was cut off at zero is half as uncertain
     doubt = share**2 * 2 * (docs - 1) / (1 / (between + v)).sum()**2 / (1 if between else 4)
     df = 2 * (a + b)**2 / (2 * a**2 / (count - docs) + doubt)
-    n = (a + b)**2 / (a**2 / _effective(blocks.n) + b**2 * share)
+    windows = _effective(blocks.n)
+    n = min(windows, (a + b)**2 / (a**2 / windows + b**2 * share))
     se = math.sqrt(a + b)
     if a > b:
         skewness = _third(means - y[group], blocks.n / size, se)
