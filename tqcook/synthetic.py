@@ -108,8 +108,7 @@ class Synthetic:
         if scheme not in (None, *STORED):
             raise CookError(f'no random weights in {scheme}; there are {", ".join(STORED)}')
         self.config = {k: v for k, v in config.items() if k != 'quantization_config'}
-        self.scheme = scheme
-        self.kv = kv
+        self.scheme, self.kv = scheme, kv
         self.device = device
         self.algo = STORED[scheme][3] if scheme else None
         self.generator = torch.Generator(device).manual_seed(seed)
