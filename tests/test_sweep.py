@@ -88,7 +88,8 @@ def test_what_is_killed_again_and_again_is_named_and_the_rest_is_there(toy):
 def test_a_run_that_fails_keeps_no_other_from_running(toy):
     said = []
     s = sweeps.sweep('toy', {'n': [9, 1]}, out_dir='out', tell=said.append)
-    assert [r['status'] for r in s.rows] == ['failed', 'done'] and 'n is too large' in s.rows[0]['error'], [r.get('error') for r in s.rows]
+    assert [r['status'] for r in s.rows] == ['failed', 'done'], s.rows
+    assert 'n is too large' in s.rows[0]['error']
     assert len(said) == 2 and said[-1].startswith('[2/2] ')
     assert len(started(toy/'out')[9]) == 1, 'what failed would fail again'
 
