@@ -94,3 +94,11 @@ def test_debts_only_go_down():
     assert paid('lines', measured['lines'], debts['lines']) == ['c']
     assert house.lowered(measured, debts) == {'lines': {'a': 480, 'b': 410}}
     assert house.lowered({'lines': {'new': 500}}, debts) == {}
+
+
+def test_outputs_name_no_machine():
+    "Warnings and tracebacks in stored outputs would carry the folders of whoever ran the notebook."
+    for path in sorted((house.ROOT/'nbs').glob('*.ipynb')):
+        for cell in json.loads(path.read_text())['cells']:
+            said = json.dumps(cell.get('outputs', []))
+            assert 'site-packages' not in said, f'{path.name}: {said[:200]}'
