@@ -176,3 +176,13 @@ def test_a_load_test_that_fails_says_why(tmp_path, monkeypatch):
     monkeypatch.setenv('PATH', str(tmp_path/'empty'))
     with pytest.raises(CookError, match=r'tqcook\[load\]'):
         served.load(end, 'tokenizer', tmp_path/'out', (1,))
+
+
+def test_compare_takes_the_address_of_a_server(demo, halved, capsys):
+    from tqcook.cli import main
+    words = '--text code --context 96 --max-windows 24 --device cpu'.split()
+    with running(demo, 'vllm') as (url, server):
+        assert main(['compare', 'demo', url, *words]) == 0
+    with running(halved, 'vllm') as (url, server):
+        assert main(['compare', 'demo', url, *words]) == 10
+    assert 'lower bound' in capsys.readouterr().out

@@ -16,7 +16,7 @@ import shutil
 import sys
 from pathlib import Path
 
-from . import __version__, advice, bench, compare, contract, data, device, parameters, schemes
+from . import __version__, advice, bench, compare, contract, data, device, parameters, schemes, served
 from .core import CookError, environment, fmt_bytes, plain, redact
 from .new import new_recipe
 from .recipe import EXIT, Recipe, at, find_recipe, open_model, outcome, recipes
@@ -150,7 +150,10 @@ def _cmd_compare(a) -> int:
         raise RunError(f'--context {context}: {a.base} takes 2 to {base.context} tokens', 2)
     corpus = data.corpus(a.text, base.tokenizer, context, a.stride, a.policy, a.max_windows, bos=a.bos)
     budget = {k: getattr(a, k) for k in _BUDGET if getattr(a, k) is not None}
-    c = compare.compare(base, lambda: open_model(a.quant, device=a.device), corpus, **budget)
+    if a.quant.startswith(('http://', 'https://')):
+        c = served.compare_served(base, served.connect(a.quant), corpus, **budget)
+    else:
+        c = compare.compare(base, lambda: open_model(a.quant, device=a.device), corpus, **budget)
     return _tell(c, terminal(c._repr_markdown_()), a.json, c.verdict or 'INCONCLUSIVE') # None: the weights are random
 
 # %% ../nbs/84_cli.ipynb #b46b769a
@@ -244,7 +247,7 @@ list recipe | maybe | | only this one
 doctor | verb | | show device, versions, what runs here, what is missing and how to mend it
 compare | verb | | compare two models on the same text; exit 0 PASS, 10 FAIL, 11 INCONCLUSIVE
 compare base | text | | directory, hub id, demo or shape:NAME
-compare quant | text | | the same, or an exported checkpoint
+compare quant | text | | the same, an exported checkpoint, or the address of a running server
 compare --text | text | auto | file, code, prose, mixture, or auto: what suits the model
 compare --bos | text | auto | where BOS stands: auto (as the tokenizer does), doc, window or none
 compare --policy | text | disjoint | how the text is cut: disjoint, lm_eval, half or sliding

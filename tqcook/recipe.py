@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import tqcook
-from . import models, parameters, runtime
+from . import checkpoint, models, parameters, runtime
 from tqcook.core import (
     CookError,
     Markdown,
@@ -471,6 +471,6 @@ def open_model(
     kernels: str = 'real', # for a quantized checkpoint: 'real' or 'reference'
 ): # a `models.Loaded`
     "Load whatever `spec` names."
-    if os.path.isfile(os.path.join(spec, 'hf_quant_config.json')):
+    if os.path.isdir(spec) and checkpoint.Checkpoint.open(spec).quant:
         return runtime.load(spec, device=device, kernels=kernels)
     return models.load(spec, device=device, dtype=dtype)

@@ -220,7 +220,9 @@ def answers(endpoint,        # from `connect`
             reply = ask(endpoint.url + path, body(endpoint.model, ids, k))
             have[key] = _checked(read, reply, ids, k, known)
             if record:
-                _append(record, dict(key=key, scores=[x.tolist() for x in have[key]]))
+                row = json.dumps(dict(key=key, scores=[x.tolist() for x in have[key]]))
+                with open(record, 'a') as f:
+                    f.write(row + '\n')  # in one write
         return have[key]
 
     with ThreadPoolExecutor(at_once) as pool:
@@ -239,11 +241,6 @@ def _checked(read, reply, ids, k, known):
         if isinstance(e, CookError):
             raise
         raise CookError(f'the server answered in a form that is not its dialect\'s ({type(e).__name__}: {e})') from None
-
-def _append(path, row):
-    "One line, in one write."
-    with open(path, 'a') as f:
-        f.write(json.dumps(row) + '\n')
 
 # %% ../nbs/72_served.ipynb #612d9be0
 def _score(k):
@@ -265,8 +262,7 @@ def _score(k):
     return score
 
 def _overlap(z, ids, k=5):
-    mine = z.topk(k, -1)[1]
-    return (mine[:, :, None] == ids[:, None, :k]).any(-1).float().mean(-1)
+    return (z.topk(k, -1)[1][:, :, None] == ids[:, None, :k]).any(-1).float().mean(-1)
 
 # %% ../nbs/72_served.ipynb #c4338fff
 class Recording:
