@@ -2,6 +2,7 @@
 import json
 import math
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,9 +11,9 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 
-def cook(recipe, *args, cwd=None, out=None, timeout=420, size=('--size', 'smoke')):
+def cook(recipe, *args, cwd=None, out=None, timeout=420):
     "Run the command as a user would, from a folder that is not the checkout."
-    cmd = [sys.executable, '-m', 'tqcook', 'run', recipe, *size, *args] + (['-o', str(out)] if out else [])
+    cmd = [sys.executable, '-m', 'tqcook', 'run', recipe, '--size', 'smoke', *args] + (['-o', str(out)] if out else [])
     env = dict(os.environ, PYTHONPATH=str(ROOT), TQCOOK_RECIPES=str(ROOT/'recipes'))
     return subprocess.run(cmd, cwd=cwd or out.parent, env=env, capture_output=True, text=True, timeout=timeout)
 
@@ -90,8 +91,8 @@ def test_fp8_on_a_gpu_without_fp8(tmp_path):
     ) != nb
     (tmp_path/'01_fp8.ipynb').write_text(spoilt)
     out = tmp_path/'run'
-    few = ['-p', 'max_windows=8', '-p', 'calib_samples=8', '-p', 'context=256', '-p', 'calib_length=256']
-    d = whole(cook(str(tmp_path/'01_fp8.ipynb'), *few, out=out, size=()), out)
+    shutil.copytree(ROOT/'recipes/params', tmp_path/'params') # sizes stand beside a recipe
+    d = whole(cook(str(tmp_path/'01_fp8.ipynb'), '-p', 'max_windows=8', '-p', 'calib_samples=8', out=out), out)
     skipped = {s['name']: s['reason'] for s in d['stages'] if s['status'] == 'skipped'}
     assert 'sm80' in skipped['parity'] and 'parity' not in d['runtime'] and d['runtime']['how'] == 'fake'
     assert set(d['quality']['steps']) == {'format', 'export', 'total'}
