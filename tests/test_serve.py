@@ -5,7 +5,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from test_serving import free_port, gone, worker_of
+
+pytestmark = pytest.mark.slow # whole runs of the recipe, a minute each
 
 ROOT = Path(__file__).resolve().parent.parent
 
