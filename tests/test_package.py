@@ -192,15 +192,15 @@ print((end - middle) / (middle - start), *sorted(set({heavy}) & set(sys.modules)
 """
 
 
-@pytest.mark.parametrize('names', [MODULES, ['quantize', 'runtime', 'compare']], ids=['all', 'three'])
-def test_imports_are_quick(names):
-    "Nothing heavy comes along, and it takes less than five times what NumPy does, on however busy a machine."
+@pytest.mark.parametrize('names, limit', [(MODULES, 8), (['quantize', 'runtime', 'compare'], 5)], ids=['all', 'three'])
+def test_imports_are_quick(names, limit):
+    "Nothing heavy comes along, and it takes few times what NumPy does, on however busy a machine."
     modules = ', '.join(f'tqcook.{name}' for name in names)
     heavy = [*HEAVY, 'scipy', 'matplotlib', 'nbclient', 'papermill']
     runs = [python(TIMED.format(modules=modules, heavy=heavy)) for _ in range(6)][1:]  # the first one fills caches
     assert all(p.returncode == 0 for p in runs), runs[0].stderr
     assert all(len(p.stdout.split()) == 1 for p in runs), runs[0].stdout
-    assert statistics.median(float(p.stdout) for p in runs) < 5
+    assert statistics.median(float(p.stdout) for p in runs) < limit
 
 
 def test_version_and_module_entry():
@@ -212,7 +212,8 @@ def test_version_and_module_entry():
 # make
 
 def make(*args, **env):
-    return run('make', *args, **env)
+    "As typed in a shell: what the make above this test passes down (`-w` says every directory) stays out."
+    return run('make', *args, MAKEFLAGS=None, MAKELEVEL=None, MFLAGS=None, **env)
 
 
 def test_bare_make_is_help():
