@@ -4,7 +4,7 @@
 # make slow       the tests that take minutes: many families of models, many repetitions, a really pretrained model
 # make quick      the tests to edit against: handwriting, sizes and whatever takes seconds
 # make prepare    before a commit: imports in order, export, clean, README; then what ruff finds
-# make lab        JupyterLab on the recipes
+# make lab        JupyterLab, on a page that lists the recipes
 # make site       the notebooks, recipes and gallery as a site, in _docs/site
 # make gpu-test   what a GPU job runs; fails where there is no GPU
 # make recipes    all of RECIPES in SIZE into OUT, one after another
@@ -60,7 +60,7 @@ prepare: $(STAMP)
 	@$(PY) tests/prepare.py
 
 lab: $(STAMP)
-	@$(PY) -m jupyterlab recipes $(ARGS)
+	@$(PY) -m jupyterlab recipes/index.ipynb $(ARGS)
 
 # What only the site needs is installed at its first use.
 site: $(STAMP)

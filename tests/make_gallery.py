@@ -1,20 +1,18 @@
 """The gallery: `python tests/make_gallery.py runs/fp8 recipes/gallery/h200/01_fp8` takes a finished run in.
 
 Numbers, figures, the report and the executed notebook are kept, the checkpoint, which can be made again, is not.
-The table in recipes/gallery/README.md is written anew, without arguments that alone.
+The tables in recipes/gallery/README.md are written anew, without arguments that alone.
 """
 import json
-import re
 import shutil
 import sys
 from pathlib import Path
 
+from make_matrix import GALLERY, ROOT, decoding, matrix
 from make_table import look, number, ratio
 
-ROOT = Path(__file__).resolve().parent.parent
-GALLERY = ROOT/'recipes/gallery'
 COLUMNS = ['run', 'model', 'scheme', 'device', 'versions', 'text', 'outcome']
-MARKS = '<!-- table: make_gallery.py -->', '<!-- end of table -->'
+END = '<!-- end of table -->'
 
 
 def public(path):
@@ -82,16 +80,43 @@ def row(path):
     ]
 
 
+def measured(path):
+    "Figures that programs measured with a recipe's functions, as a line of the same table."
+    found = json.loads(path.read_text(encoding='utf-8'))
+    folder = path.parent.relative_to(GALLERY).as_posix()
+    if 'points' in found:
+        rates = decoding(found['points'])
+        outcome = f"one sequence: {rates['fp8']:.0f} tokens/s in FP8, {rates['bf16']:.0f} in BF16"
+        schemes = rates
+    else:
+        schemes = {r['scheme'] for r in found['rows']}
+        outcome = f'{len(schemes)} formats judged, each with its interval'
+    versions = found['versions']
+    return [
+        f'[{folder}]({folder})',
+        found['model'],
+        f'{len(schemes)} of them',
+        found['device'].split(',')[0],
+        ', '.join(f'{k} {versions[k]}' for k in ('torch', 'transformers', 'modelopt') if k in versions),
+        found.get('evaluation', ''),
+        outcome,
+    ]
+
+
 def table():
-    rows = [row(path) for path in sorted(GALLERY.rglob('results.json'))]
+    runs = [row(path) for path in GALLERY.rglob('results.json')]
+    others = [measured(path) for name in ('speed.json', 'quality.json') for path in GALLERY.rglob(name)]
+    rows = sorted(runs + others)
     return '\n'.join('| ' + ' | '.join(cells) + ' |' for cells in [COLUMNS, ['---'] * len(COLUMNS), *rows])
 
 
 def readme():
-    "The gallery's page with the table as it should be."
+    "The gallery's page with its tables as they should be."
     text = (GALLERY/'README.md').read_text(encoding='utf-8')
-    begin, end = MARKS
-    return re.sub(f'(?s)(?<={begin}\n).*?(?={end})', lambda _: f'\n{table()}\n\n', text)
+    for name, made in ('table', table()), ('matrix', matrix()):
+        begin, rest = text.split(f'<!-- {name}: make_gallery.py -->\n')
+        text = f'{begin}<!-- {name}: make_gallery.py -->\n\n{made}\n\n{rest[rest.index(END):]}'
+    return text
 
 
 if __name__ == '__main__':

@@ -1,10 +1,14 @@
 "The gallery holds finished runs of recipes that exist, small enough to read, and its table is theirs."
 import json
+import re
 
 import pytest
 
 import make_gallery
+import make_matrix
 from make_gallery import GALLERY, ROOT
+from make_matrix import matrix
+from tqcook.schemes import SCHEMES
 
 RUNS = sorted(path.parent for path in GALLERY.rglob('results.json'))
 each_run = pytest.mark.parametrize('run', RUNS, ids=lambda p: p.relative_to(GALLERY).as_posix())
@@ -12,7 +16,28 @@ each_run = pytest.mark.parametrize('run', RUNS, ids=lambda p: p.relative_to(GALL
 
 def test_the_table_is_current():
     assert (GALLERY/'README.md').read_text() == make_gallery.readme(), 'run python tests/make_gallery.py'
-    assert len(RUNS) == sum(line.startswith('| [') for line in make_gallery.table().splitlines())
+    rows = [line for line in make_gallery.table().splitlines() if line.startswith('| [')]
+    assert all(any(f'({run.relative_to(GALLERY).as_posix()})' in row for row in rows) for run in RUNS)
+
+
+def test_the_matrix_has_every_format_and_only_what_was_measured():
+    "A cell is empty or links to the run that it is from; of two runs the one of the exported file stands there."
+    lines = matrix().splitlines()
+    cells = [cell.strip() for line in lines[2:] for cell in line.split('|')[3:-1]]
+    links = [re.fullmatch(r'(?s)\[[\d.]+\]\((.+?)\).*', cell) for cell in cells if cell]
+    assert links and all(links) and '' in cells
+    assert all((GALLERY/link[1]).is_dir() for link in links)
+    assert all(any(f'| {model} | `{scheme}` |' in line for line in lines)
+               for model in ('demo', 'SmolLM2-135M-Instruct') for scheme in SCHEMES)
+    ratio = json.loads((GALLERY/'h200/01_fp8/results.json').read_text())['quality']['ppl_ratio']
+    assert f'[{ratio:.4f}](h200/01_fp8)' in cells[3]
+
+
+def test_fake_quantization_says_so():
+    "Negative control: the same comparison, told of what was run."
+    said = {how: make_matrix.quality(1.01, (1., 1.02), 'PASS', how) for how in make_matrix.HOW}
+    assert len(set(said.values())) == len(said)
+    assert said['fake quantization'].endswith('fake')
 
 
 @each_run

@@ -17,7 +17,7 @@ import nbformat
 import pytest
 
 REPO = Path(__file__).resolve().parent.parent
-RECIPES = sorted((REPO/'recipes').glob('[!.]*.ipynb'))
+RECIPES = sorted((REPO/'recipes').glob('[0-9]*.ipynb'))
 NBS = sorted((REPO/'nbs').glob('[!.]*.ipynb'))
 each_recipe = pytest.mark.parametrize('path', RECIPES, ids=lambda p: p.stem)
 HEAVY = 'torch transformers modelopt tensorrt_llm tensorrt_rtx matplotlib pandas datasets onnx triton ray scipy'.split()
@@ -160,6 +160,12 @@ def test_recipes_do_not_ask_or_leak(path):
     code = '\n'.join(text(c) for c in read_cells(path) if c['cell_type'] == 'code')
     forbidden = r'\binput\(|notebook_login|\blogin\(|trust_remote_code=True|tqdm\.notebook|tqdm\.auto|torch\.load\('
     assert not re.search(forbidden, code)
+
+
+def test_progress_bars_are_text():
+    "tqdm.auto makes widgets where ipywidgets is installed, and GitHub cannot draw what they leave."
+    code = '\n'.join(path.read_text() for path in (REPO/'tqcook').glob('*.py'))
+    assert 'from tqdm import tqdm' in code and not re.search(r'tqdm\.(auto|notebook)', code)
 
 
 def test_the_tag_trap_is_real(tmp_path):

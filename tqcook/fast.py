@@ -17,7 +17,7 @@ from .tuning import Choices, capture, forms, graph_seconds, width
 # %% ../nbs/57_fast.ipynb #dd02df4a
 def _prepare(self, batch):
     "Measure block sizes of shapes that were not met before; all candidates are compiled side by side."
-    from tqdm.auto import tqdm
+    from tqdm import tqdm
     if not self.tune or not self.d.embed.is_cuda:
         return
     todo = {}

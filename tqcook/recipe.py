@@ -162,7 +162,7 @@ def recipe_paths() -> dict: # name -> path, in reading order; `recipes/01_fp8.ip
     named = os.environ.get('TQCOOK_RECIPES')
     places = [Path(named)] if named else [Path('recipes'), Path(tqcook.__path__[0]).resolve().parent/'recipes']
     for place in places:
-        found = sorted(place.glob('[!._]*.ipynb'))
+        found = sorted(place.glob('[0-9]*.ipynb'))
         if found:
             return {_name(p): p for p in found}
     raise CookError(f'no recipes found in {" or ".join(map(str, places))}; they are not part of the installed package: '
