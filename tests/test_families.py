@@ -103,7 +103,7 @@ FAMILIES = {
         layer_types=['linear_attention', 'full_attention'],
     ),
 }
-SCHEMES = [s for s in schemes.SCHEMES if s != 'nvfp4'] # calibrated on GPUs only
+SCHEMES = [s for s in schemes.SCHEMES if s != 'nvfp4'] # its row is not in the table yet
 
 
 def family(name):
@@ -132,7 +132,9 @@ def witness(path, scheme, like):
         if 'weight_scale' not in parts or leaf == 'bias':
             out[n] = v
         elif leaf in ('weight', 'weight_packed'):
-            w = formats.dequantize(scheme, export._unpack(scheme, parts))
+            if leaf == 'weight_packed':
+                parts = formats.unpack(parts, 8 if scheme == 'int8_wo' else 4)
+            w = formats.dequantize(scheme, parts)
             if 'pre_quant_scale' in parts: # x * p through W is W * p
                 w = w * parts['pre_quant_scale'].float()
             out[f'{module}.weight'] = (w.T if like.get(f'{module}.weight') == 'Conv1D' else w).bfloat16().contiguous()

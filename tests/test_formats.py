@@ -167,3 +167,35 @@ def test_a_weight_of_zeros_stays_zero():
     for storage in STORAGES:
         t = formats.quantize(storage, torch.zeros(128, 128))
         assert not formats.dequantize(storage, t).any() and t['weight'].float().isfinite().all(), storage
+
+
+def test_bits_say_what_a_code_is_worth():
+    "Sign, exponent and mantissa, read by hand, give the code's value."
+    for fmt, bias in (('e4m3', 7), ('e2m1', 1), ('e5m2', 15)):
+        for code, value in enumerate(formats.code_values(fmt)):
+            sign, exponent, mantissa = (int(p, 2) for p in formats.bits(fmt, code).split())
+            m = mantissa / 2**int(fmt[3])
+            by_hand = (-1)**sign * (2.**(exponent - bias) * (1 + m) if exponent else 2.**(1 - bias) * m)
+            assert by_hand == value or not np.isfinite(value)
+    assert formats.bits('e8m0', 130) == '10000010'
+
+
+@pytest.mark.parametrize('storage', ['nvfp4', 'mxfp8'])
+def test_inputs_are_rounded_as_weights_are(storage):
+    torch.manual_seed(3)
+    x = torch.randn(2, 5, 64, dtype=torch.bfloat16) * torch.logspace(-4, 2, 64).bfloat16()
+    y, rows = formats.fake_blocks(storage, x), x.flatten(0, 1)
+    assert y.shape == x.shape and y.dtype == x.dtype
+    want = formats.dequantize(storage, formats.quantize(storage, rows)).bfloat16()
+    assert torch.equal(y.flatten(0, 1), want)
+    n = STORAGES[storage].block[1]
+    loud = x.clone()
+    loud[..., :n] *= 64 # another block's business
+    assert torch.equal(formats.fake_blocks('mxfp8', loud)[..., 32:], formats.fake_blocks('mxfp8', x)[..., 32:])
+
+
+def test_nvfp4_clips_what_calibration_did_not_see():
+    x = torch.linspace(-8, 8, 32)[None]
+    assert formats.fake_blocks('nvfp4', x, torch.tensor(4.)).abs().max() == 4
+    assert formats.fake_blocks('nvfp4', x, torch.tensor(8.)).abs().max() == 8
+    assert not formats.fake_blocks('nvfp4', torch.zeros(1, 16)).any()

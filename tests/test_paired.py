@@ -1,6 +1,7 @@
 "What is measured at each token, against float64; tables that add up."
 
 import json
+import math
 
 import numpy as np
 import pytest
@@ -45,6 +46,11 @@ def test_tables(pair):
         assert sum(r['tokens'] for r in t.rows) == c.n_tokens
         assert sum(r['share_of_kld'] for r in t.rows) == pytest.approx(1)
         assert '|' in t._repr_markdown_()
+        parts = [r['tokens'] * math.log(r['ppl_ratio']) for r in t.rows]
+        assert sum(parts) == pytest.approx(c.n_tokens * c.stats['ln_ratio'].value)
+    first, last = c.by_position(2).rows
+    assert first['group'].startswith('0-') and first['ppl_ratio'] != last['ppl_ratio']
+    assert all(r['ppl_ratio_ci95'][0] < r['ppl_ratio'] < r['ppl_ratio_ci95'][1] for r in (first, last))
     d = c.to_dict()
     for k in (
         'ppl_ratio',

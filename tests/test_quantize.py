@@ -91,7 +91,7 @@ def test_the_exported_file_is_the_one_plain_modelopt_writes(llama, scheme, tmp_p
     assert qa == qb
 
 
-@pytest.mark.parametrize('scheme', ['fp8', 'fp8_rowwise', 'fp8_block', 'int8_sq', 'int8_wo', 'int4_awq', 'int8_token'])
+@pytest.mark.parametrize('scheme', ['fp8', 'fp8_rowwise', 'fp8_block', 'int8_sq', 'int8_wo', 'int4_awq', 'int8_token', 'nvfp4', 'mxfp8'])
 def test_codes_are_rounded_once(llama, scheme, tmp_path):
     "What the file holds is what was judged: float32 division of the weight, to the nearest code, no second rounding."
     from tqcook import formats
@@ -110,6 +110,21 @@ def test_codes_are_rounded_once(llama, scheme, tmp_path):
         assert (
             apart.float().mean() < 0.05 and ((w - (direct + stored) / 2).abs()[apart] <= 1e-5 * w.abs()[apart]).all()
         ), n
+
+
+def test_nvfp4_shares_its_second_scale_as_loaders_want_it(llama, tmp_path):
+    "q, k, v and gate, up are one product in an engine, which asserts one scale; left apart, the check says so."
+    from tqcook import contract
+    told = {}
+    for apart in (False, True):
+        q = quantize.quantize(llama, text(4), 'nvfp4', keep_apart=apart, progress=False)
+        path = export.export(q, tmp_path/f'{apart}')
+        told[apart] = contract.check(path, device='b200').codes
+        t = load_file(path/'model.safetensors')
+        second = {n.rpartition('.')[0]: float(s) for n, s in t.items() if n.endswith('weight_scale_2')}
+        three = {second[f'model.layers.1.self_attn.{leaf}_proj'] for leaf in 'qkv'}
+        assert len(three) == (3 if apart else 1)
+    assert 'fused-scales-differ' in told[True] and 'fused-scales-differ' not in told[False]
 
 
 def test_smoothquant_is_scored_as_it_will_be_written(llama, tmp_path):
@@ -453,7 +468,6 @@ def test_legacy_layout(arch, tmp_path):
     (dict(scheme='fp9'), r"no scheme named 'fp9' \(did you mean 'fp8'"),
     (dict(algorithm='maximum'), r"did you mean 'max'"),
     (dict(kv='int8'), 'none, fp8'),
-    (dict(scheme='nvfp4'), 'CPU.*NVIDIA GPU'),
     (dict(alpha=.5), 'int8_sq and int8_token'),
     (dict(scheme='int8_sq', alpha=1.2), '0 to 1'),
     (dict(scheme='int8_sq', alpha=-.1), '0 to 1'),

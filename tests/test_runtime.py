@@ -75,7 +75,7 @@ def test_excluded_linears_stay_as_they_were(tmp_path, both):
 
 
 def test_nvfp4_runs_on_dequantized_weights(cooked, tmp_path, both):
-    "ModelOpt cannot calibrate NVFP4 on a CPU, so this file is packed by its tensor class from a BF16 model."
+    "A file without input scales, packed by ModelOpt's own tensor class from a BF16 model."
     from modelopt.torch.quantization.qtensor import NVFP4QTensor
     path, base, _ = cooked('fp8')
     def pack(t, c):
@@ -91,6 +91,21 @@ def test_nvfp4_runs_on_dequantized_weights(cooked, tmp_path, both):
     groups = both(d, activations='group')
     q = parity.parity(*groups, tokens(), base)
     assert q.worst < q.bound and q.arithmetic == ['W4A4, inputs a scale per group'] and q.cost > p.cost, q.failures
+
+
+@pytest.mark.parametrize('scheme', ['nvfp4', 'mxfp8'])
+def test_blackwell_formats_compute_what_was_judged(both, scheme, tmp_path):
+    "Layer by layer on the same input: with inputs in groups the file does what fake quantization did, else not."
+    q = quantize.quantize(models.tiny('llama'), Windows(), scheme, progress=False)
+    path = export.export(q, tmp_path/scheme)
+    x = torch.randn(32, 128, generator=torch.Generator().manual_seed(0)).bfloat16()
+    for activations in ('group', 'none'):
+        for e in both(path, activations=activations):
+            for n, m in runtime.quantized(e.model).items():
+                mine = x if m.in_features == 128 else x.repeat(1, 2)
+                with torch.no_grad():
+                    far = rel(m(mine), q.loaded.model.get_submodule(n)(mine))
+                assert (far < .01) == (activations == 'group'), (activations, e.kind, n, far)
 
 
 def test_passport_is_checked_before_loading(cooked, tmp_path):

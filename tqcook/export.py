@@ -13,7 +13,7 @@ from pathlib import Path
 
 from . import card, passport, schemes
 from .core import CookError, atomic_dir, need, read_json, suggest, write_json
-from .formats import E4M3_MAX, FORMATS, dequantize, quantize, scales_of
+from .formats import E4M3_MAX, FORMATS, STORAGES, dequantize, quantize, scales_of, unpack
 from .models import TOKENIZERS_V5, quiet, rope_settings
 from .preflight import saved
 from .quantize import Quantized, quantizers
@@ -90,7 +90,7 @@ def _encode(scheme, layout, w, fake, quantizer, inputs, name):
     "The codes behind a fake-quantized weight and its scales: leaf name -> tensor."
     packed = layout == 'compressed-tensors' and schemes.get(scheme).weight_only
     storage = schemes.get(scheme).storage
-    scales = scales_of(storage, w)
+    scales = scales_of(storage, w, quantizer._amax.to(w.device) if storage == 'nvfp4' else None)
     if storage == 'fp8':
         # a fused group shares one
         scales['weight_scale'] = quantizer._amax.float().reshape(()).to(w.device) / E4M3_MAX
@@ -133,18 +133,6 @@ def _pack(storage, t, shape):
     scale = t['weight_scale'].reshape(shape[0], -1)
     words = codes.contiguous().view(torch.int32)
     return dict(weight_packed=words, weight_scale=scale, weight_shape=torch.tensor(shape))
-
-# %% ../nbs/36_export.ipynb #eb045ad1
-def _unpack(storage, t):
-    "The form that `formats` reads, from that of a file."
-    import torch
-    if 'weight_packed' not in t:
-        return t
-    codes = t['weight_packed'].view(torch.uint8)
-    if storage == 'int8_wo':
-        return t | dict(weight=(codes ^ 128).view(torch.int8))
-    columns = torch.stack([codes & 15, codes >> 4], -1).flatten(1) ^ 8
-    return t | dict(weight=columns[::2] | columns[1::2] << 4)
 
 # %% ../nbs/36_export.ipynb #67c36784
 _ALGOS = dict(fp8_block='fp8_pb_wo') # ModelOpt's name where it is not TensorRT-LLM's
@@ -280,7 +268,11 @@ def _agrees(storage, leaves, fake):
         return False
     if not {'weight_scale', 'weight_scale_inv'} & leaves.keys():
         return False
-    w, fake = dequantize(storage, _unpack(storage, leaves)), fake.float().cpu()
+    if 'weight_packed' in leaves:
+        bits = FORMATS[STORAGES[storage].fmt].bits
+        leaves = unpack(leaves, bits)
+    w = dequantize(storage, leaves)
+    fake = fake.float().cpu()
     if w.shape != fake.shape or not torch.isfinite(w).all():
         return False
     return bool(((w - fake).abs() <= 2.**-7 * fake.abs() + 1e-12).all())

@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['E4M3_MAX', 'FORMATS', 'E2M1', 'TORCH_TYPES', 'NUMPY_TYPES', 'ITEMSIZE', 'STORAGES', 'Format', 'code_values', 'values',
-           'round_to', 'plot_formats', 'quantize_e4m3', 'round_e4m3', 'fake_e4m3', 'fake_int', 'decode', 'Storage',
-           'storage_of', 'stored_bytes', 'round_up', 'dequantize', 'scales_of', 'quantize', 'unpack']
+           'bits', 'round_to', 'plot_formats', 'quantize_e4m3', 'round_e4m3', 'fake_e4m3', 'fake_int', 'decode',
+           'Storage', 'storage_of', 'stored_bytes', 'round_up', 'dequantize', 'scales_of', 'quantize', 'fake_blocks',
+           'unpack']
 
 # %% ../nbs/01_formats.ipynb #59824c61
 from dataclasses import dataclass
@@ -63,6 +64,17 @@ def values(
 
 # %% ../nbs/01_formats.ipynb #fc686e5e
 E2M1 = values('e2m1')[-8:].astype(np.float32) # FP4 magnitudes (OCP Microscaling Formats 1.0, section 5.3.3)
+
+# %% ../nbs/01_formats.ipynb #08faba62
+def bits(
+    fmt: str, # 'e4m3', 'e2m1', ...
+    code: int,
+) -> str: # '0 10 1': sign, exponent and mantissa, those of them that the format has
+    "The bits of one code of a floating-point format."
+    exponent, mantissa = int(fmt[1]), int(fmt[3])
+    b = f'{code:0{FORMATS[fmt].bits}b}'
+    sign, end = len(b) - exponent - mantissa, len(b) - mantissa
+    return ' '.join(p for p in (b[:sign], b[sign:end], b[end:]) if p)
 
 # %% ../nbs/01_formats.ipynb #89914738
 def round_to(
@@ -286,6 +298,18 @@ def _spread(s, shape, block):
         s = s[np.arange(shape[0]) // rows]
     return s[:, np.arange(shape[1]) // cols] if want[1] > 1 else s
 
+# %% ../nbs/01_formats.ipynb #03e635a4
+def _cast(x, dtype):
+    "An array or a tensor in another type."
+    return x.astype(dtype) if isinstance(x, np.ndarray) else x.to(dtype)
+
+# %% ../nbs/01_formats.ipynb #4262420c
+def _scale_values(t, dtype):
+    "The scales as numbers: bytes read as powers of two, and the second scale multiplied in."
+    s = t.get('weight_scale', t.get('weight_scale_inv'))
+    s = _look_up('e8m0', s, dtype) if str(s.dtype).endswith('uint8') else _cast(s, dtype)
+    return s * _cast(t['weight_scale_2'], dtype).reshape(()) if 'weight_scale_2' in t else s
+
 # %% ../nbs/01_formats.ipynb #a2942e42
 def dequantize(
     storage: str, # a key of `STORAGES`
@@ -294,13 +318,9 @@ def dequantize(
 ): # [out, in]
     "The weight that a quantized linear stands for (without `pre_quant_scale`, which belongs to its input)."
     fmt, block = STORAGES[storage].fmt, STORAGES[storage].block
-    w, s = t['weight'], t.get('weight_scale', t.get('weight_scale_inv'))
-    xp = np if isinstance(w, np.ndarray) else need('torch', 'quantize')
+    w, xp = t['weight'], np if isinstance(t['weight'], np.ndarray) else need('torch', 'quantize')
     dtype = dtype or xp.float32
-    cast = (lambda x: x.astype(dtype)) if xp is np else lambda x: x.to(dtype)
-    s = _look_up('e8m0', s, dtype) if storage == 'mxfp8' and s.dtype == xp.uint8 else cast(s)
-    if 'weight_scale_2' in t:
-        s = s * cast(t['weight_scale_2']).reshape(())
+    s = _scale_values(t, dtype)
     if FORMATS[fmt].bits == 4:
         halves = [_look_up(fmt, h, dtype) for h in (w & 15, w >> 4)]
         rows, cols = w.shape
@@ -308,7 +328,7 @@ def dequantize(
         w = w.reshape(2 * rows, cols) if fmt == 'int4' else w.reshape(rows, 2 * cols)
     if storage == 'int4_awq': # groups may be of any size
         block = 1, w.shape[1] // s.shape[-1]
-    return cast(w) * _spread(s, w.shape, block)
+    return _cast(w, dtype) * _spread(s, w.shape, block)
 
 # %% ../nbs/01_formats.ipynb #be0e5fa3
 def _block_amax(w, block):
@@ -323,16 +343,15 @@ def _block_amax(w, block):
 def scales_of(
     storage: str, # a key of `STORAGES`
     w, # tensor [out, in]
+    amax=None, # NVFP4: the magnitude that its second scale allows for; None: that of `w`
 ) -> dict: # weight_scale and, for NVFP4, weight_scale_2, in the shapes that files have
     "The scales that a weight's own largest magnitudes give."
     import torch
     f, block = FORMATS[STORAGES[storage].fmt], STORAGES[storage].block
-    amax = _block_amax(w.float(), block)
+    s = _block_amax(w.float(), block) / f.max
     if storage == 'nvfp4':
-        top = amax.max() / (f.max * E4M3_MAX)
-        s = quantize_e4m3(amax / f.max, top.clamp(min=1e-30))
-        return dict(weight_scale=s, weight_scale_2=top)
-    s = amax / f.max
+        top = (s.max() if amax is None else amax.float() / f.max) / E4M3_MAX
+        return dict(weight_scale=quantize_e4m3(s, top.clamp(min=1e-30)), weight_scale_2=top)
     if storage == 'mxfp8': # the power of two at or above it
         mantissa, exponent = torch.frexp(s)
         code = exponent - (mantissa == .5).int() + 127
@@ -340,6 +359,14 @@ def scales_of(
     if storage == 'fp8_block':
         s = s[:, None, :, None]
     return dict(weight_scale=s if block[1] else s.reshape(-1 if block[0] else ()))
+
+# %% ../nbs/01_formats.ipynb #31af5b2d
+def _round_e2m1(q):
+    "To the nearest magnitude of FP4, ties to the even code: steps of 1/2 up to 2, of 1 up to 4, of 2 up to 6."
+    import torch
+    m = q.abs()
+    step = torch.where(m < 2, .5, torch.where(m < 4, 1., 2.))
+    return (q / step).round_().mul_(step).clamp_(-6, 6)
 
 # %% ../nbs/01_formats.ipynb #d9f53fad
 def _codes(q, fmt):
@@ -350,9 +377,8 @@ def _codes(q, fmt):
         return q.clamp_(-top, top).to(torch.float8_e4m3fn)
     if fmt != 'e2m1':
         return q.round_().clamp_(-top, top).to(torch.int8)
-    middle = torch.tensor((E2M1[1:] + E2M1[:-1]) / 2, device=q.device)
-    below, above = (torch.bucketize(q.abs(), middle, right=r) for r in (False, True)) # they differ at ties only
-    code = torch.where(below % 2 == 0, below, above) + 8 * torch.signbit(q)
+    m = _round_e2m1(q).abs()
+    code = torch.where(m < 2, 2 * m, torch.where(m < 4, m + 2, m / 2 + 4)) + 8 * torch.signbit(q)
     return code.to(torch.uint8)
 
 # %% ../nbs/01_formats.ipynb #24749c14
@@ -365,9 +391,7 @@ def quantize(
     import torch
     scales = scales or scales_of(storage, w)
     fmt, block = STORAGES[storage].fmt, STORAGES[storage].block
-    s = scales['weight_scale']
-    s = _look_up('e8m0', s, torch.float32) if storage == 'mxfp8' else s.float()
-    s = s * scales.get('weight_scale_2', 1.)
+    s = _scale_values(scales, torch.float32)
     if storage == 'int4_awq':
         block = 1, w.shape[1] // s.shape[-1]
     s = _spread(s, w.shape, block)
@@ -377,6 +401,20 @@ def quantize(
     if fmt == 'e2m1':
         q = q[:, ::2] | q[:, 1::2] << 4
     return dict(weight=q, **scales)
+
+# %% ../nbs/01_formats.ipynb #65469c49
+def fake_blocks(
+    storage: str, # 'nvfp4' or 'mxfp8'
+    x, # tensor; blocks lie along its last axis, which they divide
+    amax=None, # NVFP4: what calibration saw as the largest magnitude; None: the largest of `x`
+): # of the type of `x`
+    "Round to a format that has a scale for each block of an input, and back."
+    import torch
+    rows = x.reshape(-1, x.shape[-1]).float()
+    s = _scale_values(scales_of(storage, rows, amax), torch.float32)[..., None]
+    q = rows.unflatten(-1, (s.shape[1], -1)) / torch.where(s == 0, 1., s)
+    q = _round_e2m1(q) if storage == 'nvfp4' else _codes(q, 'e4m3').float()
+    return (q * s).reshape(x.shape).to(x.dtype)
 
 # %% ../nbs/01_formats.ipynb #a2c0ffee
 def unpack(

@@ -7,7 +7,7 @@ __all__ = ['SPANS', 'COVERS', 'pad_to', 'fp8_mm', 'quantize_int8', 'int8_mm', 'a
            'widened_mm', 'quantized_linear', 'reference_linear']
 
 # %% ../nbs/50_linears.ipynb #f27eb0e7
-from .formats import E4M3_MAX, dequantize, quantize, quantize_e4m3, round_up
+from .formats import E4M3_MAX, dequantize, fake_blocks, quantize_e4m3, round_up
 
 # %% ../nbs/50_linears.ipynb #23a4e083
 def pad_to(
@@ -108,11 +108,8 @@ def _by_groups(storage, x, t):
         g = pad_to(x, len(x), round_up(k, 128)).reshape(len(x), -1, 128)
         scale = dynamic_scale(g, E4M3_MAX, -1)
         return (quantize_e4m3(g, scale).float() * scale).reshape(len(x), -1)[:, :k]
-    scales = None
-    if 'input_scale' in t: # NVFP4: a static number over the scales of groups of 16
-        top, amax = t['input_scale'].float(), x.reshape(len(x), -1, 16).abs().amax(-1)
-        scales = dict(weight_scale=quantize_e4m3(amax / 6, top), weight_scale_2=top)
-    return dequantize(storage, quantize(storage, x, scales))
+    # NVFP4: a static number over the scales of groups of 16
+    return fake_blocks(storage, x, t['input_scale'].float() * 6 * E4M3_MAX if 'input_scale' in t else None)
 
 # %% ../nbs/50_linears.ipynb #3657c9c7
 def quantize_input(

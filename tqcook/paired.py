@@ -178,18 +178,43 @@ CONFIDENCE = (0., .25, .5, .75, .95, 1.)  # buckets of the base model's top prob
 # %% ../nbs/27_paired.ipynb #ad109298
 @dataclass(frozen=True)
 class Table:
-    "KL divergence and top-1 agreement over groups of tokens."
+    "Perplexity ratio, KL divergence and top-1 agreement over groups of tokens."
     title: str  # what the groups are
-    rows: list  # dicts: group, tokens, kld, kld_ci95, top1, share_of_kld
+    rows: list  # dicts: group, tokens, kld and ppl_ratio with their _ci95, top1, share_of_kld
 
     def _repr_markdown_(self):
+        def ci(limits):
+            return '' if None in limits else ' [{:.5f}, {:.5f}]'.format(*limits)
         rows = []
         for r in self.rows:
-            ci = '' if None in r['kld_ci95'] else '[{:.5f}, {:.5f}]'.format(*r['kld_ci95'])
-            shares = [f"{r[k]:.2%}" for k in ('top1', 'share_of_kld')]
-            rows.append([r['group'], r['tokens'], f"{r['kld']:.5f}", ci, *shares])
-        heads = ['tokens:', 'mean KLD:', '95 %', 'top-1 the same:', 'share of all KLD:']
+            rows.append([
+                r['group'],
+                r['tokens'],
+                f"{r['ppl_ratio']:.5f}{ci(r['ppl_ratio_ci95'])}",
+                f"{r['kld']:.5f}{ci(r['kld_ci95'])}",
+                f"{r['top1']:.2%}",
+                f"{r['share_of_kld']:.2%}",
+            ])
+        heads = ['tokens:', 'perplexity ratio [95 %]', 'mean KLD [95 %]', 'top-1 the same:', 'share of all KLD:']
         return md_table(rows, [self.title, *heads])
+
+    def plot(self,
+             label=None,  # of these points
+             ax=None,     # axes that hold others
+            ):
+        "The perplexity ratio of each group with its interval."
+        import matplotlib.pyplot as plt
+        if ax is None:
+            _, ax = plt.subplots(figsize=(5.6, 2.8), dpi=80)
+        ratio = np.array([r['ppl_ratio'] for r in self.rows])
+        limits = np.array([r['ppl_ratio_ci95'] for r in self.rows], float)
+        bars = np.nan_to_num(np.abs(limits.T - ratio))
+        names = [r['group'] for r in self.rows]
+        ax.errorbar(names, ratio, bars, fmt='o-', ms=4, lw=1, capsize=3, label=label)
+        ax.axhline(1, color='grey', lw=.6)
+        ax.set(xlabel=self.title, ylabel='perplexity ratio')
+        ax.spines[['top', 'right']].set_visible(False)
+        return ax
 
 # %% ../nbs/27_paired.ipynb #29d624fc
 class Paired:
@@ -312,10 +337,14 @@ def split(c,       # a `Paired`
         m = key == k
         if not m.any():
             continue
-        i = stats.mean(kld[m], c.blocks_of(m), skewed=True)
+        blocks = c.blocks_of(m)
+        i = stats.mean(kld[m], blocks, skewed=True)
+        ratio = stats.mean(c['nll_change'][m], blocks).map(math.exp)
         rows.append(dict(
             group=label,
             tokens=int(m.sum()),
+            ppl_ratio=ratio.value,
+            ppl_ratio_ci95=ratio.ci,
             kld=i.value,
             kld_ci95=i.ci,
             top1=float(c['same_top'][m].mean()),

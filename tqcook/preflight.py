@@ -94,9 +94,6 @@ def preflight(
 # %% ../nbs/33_preflight.ipynb #415870b4
 def _check_fit(s, loaded, lins, experts):
     "What a scheme asks of the layers and the device."
-    if s.name == 'nvfp4' and loaded.device.kind == 'cpu':
-        raise CookError("nvfp4 is calibrated by ModelOpt's GPU kernels and this model is on the CPU; use an NVIDIA "
-                        "GPU (Blackwell runs NVFP4, earlier ones only simulate it), or take fp8")
     if s.name == 'int4_awq' and experts:
         raise CookError(f'int4_awq searches its factors layer by layer, and {type(loaded.model).__name__} keeps its '
                         f'experts stacked in {next(iter(experts))}, out of its reach; take int8_wo or fp8')

@@ -19,7 +19,7 @@ from . import schemes
 from .calibration import CalibrationReport, QuantizerStat, examine, examine_target, text_facts
 from .core import CookError, fmt_seconds, need
 from .folding import fold, foldable, smoothing_factors
-from .formats import dequantize, fake_e4m3, fake_int, quantize as store
+from .formats import fake_blocks, fake_e4m3, fake_int
 from .models import Loaded, check_finite, expert_tensors, linears, quiet
 from .preflight import SMOOTHED, check_options, preflight
 from .ranges import Range, RangeRecorder, choose_amax, run_windows
@@ -74,9 +74,11 @@ def _round(x, q): # what ModelOpt calls for each tensor
         n = x.shape[-1]
         x = torch.nn.functional.pad(x, (0, -n % group)).unflatten(-1, (-1, group))
         return fake_e4m3(x, x.abs().amax(-1, keepdim=True)).flatten(-2)[..., :n]
-    if getattr(q, 'is_mx_format', False):
-        return dequantize('mxfp8', store('mxfp8', x.flatten(0, -2))).reshape(x.shape).to(x.dtype)
+    if q.is_mx_format:
+        return fake_blocks('mxfp8', x)
     amax = q._get_amax(x)
+    if q.num_bits == (2, 1):
+        return fake_blocks('nvfp4', x, amax)
     return fake_e4m3(x, amax) if q.num_bits == (4, 3) else fake_int(x, amax, q.num_bits, q.narrow_range)
 
 # %% ../nbs/34_quantize.ipynb #38d7e5d2
@@ -130,7 +132,7 @@ def _insert(model, s, kv, exclude):
         inside = owner in products or any(owner.startswith(e) for e in experts)
         if not (inside or n.endswith('_bmm_quantizer')):
             q.disable()
-        if q.num_bits != (2, 1) and not q.unsigned:
+        if not q.unsigned:
             q.backend = 'tqcook'
         if not _is_weight(n) and s.a_granularity == 'group' and s.block not in _GROUP_SCALES:
             q.group = s.block
@@ -301,7 +303,7 @@ def _calibrate(model, o):
             q._slices = tuple(q._slices)
     if watched:
         _set_ranges(model, rec, o.algorithm, o.percentile)
-    if watched and o.scheme.w_granularity == 'tensor' and not o.keep_apart:
+    if watched and o.scheme.storage in ('fp8', 'nvfp4') and not o.keep_apart:
         _share_scales(model, fused(rec))
     return rec, rest
 
@@ -346,7 +348,7 @@ def quantize(
     ranges: RangeRecorder|None = None, # from an earlier `Quantized` of the same model and text: run nothing
     details: bool = True, # False: ranges only; no histograms, no look at the text, no warnings
     folded: bool = False, # int4_awq: no factors beside a layer, for engines other than TensorRT-LLM
-    keep_apart: bool = False, # FP8: a weight scale for each of q, k, v and gate, up, which loaders then round again
+    keep_apart: bool = False, # a scale for each of q, k, v and gate, up: loaders round FP8 again, and refuse NVFP4
 ) -> Quantized: # raises `CookError` for whatever a user can get wrong
     "Calibrate a model and fake-quantize it."
     import numpy as np

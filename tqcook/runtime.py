@@ -59,7 +59,8 @@ def _shape(storage, weight):
 def _prepared(storage, t, span, dtype):
     "Stored tensors as the product wants them: scales in float32; weights without a product of their own widened."
     if STORAGES[storage].real or STORAGES[storage].fmt == 'int8' or span == 'group':
-        return {k: v.float() if k.endswith('scale') else v for k, v in t.items()}
+        wide = lambda k, v: k.endswith('scale') and v.is_floating_point() # MXFP8's bytes are exponents
+        return {k: v.float() if wide(k, v) else v for k, v in t.items()}
     rest = {k: v for k, v in t.items() if k in ('bias', 'pre_quant_scale')}
     return rest | dict(weight=dequantize(storage, t).to(dtype))
 
@@ -136,7 +137,8 @@ def _span(storage, t, activations, dev):
     if activations in spans:
         span = activations
     else: # what the GPU would run: FP4 and MXFP8 products are Blackwell's
-        span = spans[-1] if STORAGES[storage].fmt == 'e2m1' and dev.kind == 'cuda' and dev.sm >= 100 else spans[0]
+        blackwell = storage in ('nvfp4', 'mxfp8') and dev.kind == 'cuda' and dev.sm >= 100
+        span = spans[-1] if blackwell else spans[0]
     return spans[1] if span == 'static' and 'input_scale' not in t else span # the file leaves it to the data
 
 # %% ../nbs/51_runtime.ipynb #43c5fac4
