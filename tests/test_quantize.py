@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tqcook import data, export, models, quantize, smoothing
+from tqcook import data, export, models, quantize, schemes, smoothing
 from tqcook.core import CookError
 
 PLAIN = dict(
@@ -91,7 +91,7 @@ def test_the_exported_file_is_the_one_plain_modelopt_writes(llama, scheme, tmp_p
     assert qa == qb
 
 
-@pytest.mark.parametrize('scheme', ['fp8', 'fp8_rowwise', 'fp8_block', 'int8_sq', 'int8_wo', 'int4_awq', 'int8_token', 'nvfp4', 'mxfp8'])
+@pytest.mark.parametrize('scheme', schemes.SCHEMES)
 def test_codes_are_rounded_once(llama, scheme, tmp_path):
     "What the file holds is what was judged: float32 division of the weight, to the nearest code, no second rounding."
     from tqcook import formats
