@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['E4M3_MAX', 'FORMATS', 'E2M1', 'TORCH_TYPES', 'NUMPY_TYPES', 'ITEMSIZE', 'STORAGES', 'Format', 'code_values', 'values',
-           'bits', 'round_to', 'plot_formats', 'quantize_e4m3', 'round_e4m3', 'fake_e4m3', 'fake_int', 'decode',
-           'Storage', 'storage_of', 'stored_bytes', 'round_up', 'dequantize', 'scales_of', 'quantize', 'fake_blocks',
-           'unpack']
+           'bits', 'round_to', 'plot_formats', 'quantize_e4m3', 'snap_e4m3', 'round_e4m3', 'fake_e4m3', 'fake_int',
+           'decode', 'Storage', 'storage_of', 'stored_bytes', 'round_up', 'widen', 'dequantize', 'scales_of',
+           'quantize', 'fake_blocks', 'unpack']
 
 # %% ../nbs/01_formats.ipynb #59824c61
 from dataclasses import dataclass
@@ -120,12 +120,25 @@ def quantize_e4m3(
     import torch
     return (x.float() / scale).clamp_(-E4M3_MAX, E4M3_MAX).to(torch.float8_e4m3fn)
 
+# %% ../nbs/01_formats.ipynb #d1af18c8
+def snap_e4m3(
+    x, # float32 tensor within -448 to 448
+): # float32
+    "The nearest value of E4M3, ties to even."
+    import torch
+    if x.is_cuda:
+        return x.to(torch.float8_e4m3fn).float()
+    power = x.view(torch.int32).bitwise_and(0xff << 23) # of two, at or below |x|
+    power = power.clamp_(min=(127 - 6) << 23) # below 2^-6 steps are equal
+    anchor = power.add_((20 << 23) + (1 << 22)).view(torch.float32) # 1.5 x 2^20 times it
+    return (x + anchor).sub_(anchor)
+
 # %% ../nbs/01_formats.ipynb #ed6c9567
 def round_e4m3(
     x, # tensor
 ): # of the same type
     "To E4M3 with scale 1 and back: what an FP8 KV cache does to keys and values."
-    return quantize_e4m3(x, 1.).to(x.dtype)
+    return snap_e4m3(x.float().clamp(-E4M3_MAX, E4M3_MAX)).to(x.dtype)
 
 # %% ../nbs/01_formats.ipynb #14580a9e
 def fake_e4m3(
@@ -133,11 +146,10 @@ def fake_e4m3(
     amax, # tensor that broadcasts
 ): # of the type of `x`
     "Round to FP8 E4M3 with the scale amax / 448 and back."
-    import torch
     amax = amax.float()
     scale = E4M3_MAX / amax.masked_fill(amax <= 2.**-24, 1.)
-    q = (x.float() * scale).clamp_(-E4M3_MAX, E4M3_MAX).to(torch.float8_e4m3fn)
-    return (q.float() * (1 / scale)).to(x.dtype)
+    q = snap_e4m3((x.float() * scale).clamp_(-E4M3_MAX, E4M3_MAX))
+    return (q * (1 / scale)).to(x.dtype)
 
 # %% ../nbs/01_formats.ipynb #7cb6ccab
 def fake_int(
@@ -283,7 +295,8 @@ def _look_up(fmt, codes, dtype):
     if isinstance(codes, np.ndarray):
         return table.astype(dtype)[codes]
     import torch
-    return torch.tensor(table, dtype=dtype, device=codes.device)[codes.int()]
+    table = torch.tensor(table, dtype=dtype, device=codes.device)
+    return table.index_select(0, codes.flatten().int()).view(codes.shape)
 
 # %% ../nbs/01_formats.ipynb #b6db675f
 def _spread(s, shape, block):
@@ -299,16 +312,23 @@ def _spread(s, shape, block):
     return s[:, np.arange(shape[1]) // cols] if want[1] > 1 else s
 
 # %% ../nbs/01_formats.ipynb #03e635a4
-def _cast(x, dtype):
-    "An array or a tensor in another type."
-    return x.astype(dtype) if isinstance(x, np.ndarray) else x.to(dtype)
+def widen(
+    x, # array or tensor
+    dtype, # numpy's or PyTorch's
+): # of that type
+    "The same numbers in another type; E4M3 on a CPU through its table, which is five times as fast."
+    if isinstance(x, np.ndarray):
+        return x.astype(dtype)
+    if str(x.dtype).endswith('e4m3fn') and not x.is_cuda:
+        return _look_up('e4m3', x.view(need('torch', 'quantize').uint8), dtype)
+    return x.to(dtype)
 
 # %% ../nbs/01_formats.ipynb #4262420c
 def _scale_values(t, dtype):
     "The scales as numbers: bytes read as powers of two, and the second scale multiplied in."
     s = t.get('weight_scale', t.get('weight_scale_inv'))
-    s = _look_up('e8m0', s, dtype) if str(s.dtype).endswith('uint8') else _cast(s, dtype)
-    return s * _cast(t['weight_scale_2'], dtype).reshape(()) if 'weight_scale_2' in t else s
+    s = _look_up('e8m0', s, dtype) if str(s.dtype).endswith('uint8') else widen(s, dtype)
+    return s * widen(t['weight_scale_2'], dtype).reshape(()) if 'weight_scale_2' in t else s
 
 # %% ../nbs/01_formats.ipynb #a2942e42
 def dequantize(
@@ -328,7 +348,7 @@ def dequantize(
         w = w.reshape(2 * rows, cols) if fmt == 'int4' else w.reshape(rows, 2 * cols)
     if storage == 'int4_awq': # groups may be of any size
         block = 1, w.shape[1] // s.shape[-1]
-    return _cast(w, dtype) * _spread(s, w.shape, block)
+    return widen(w, dtype) * _spread(s, w.shape, block)
 
 # %% ../nbs/01_formats.ipynb #be0e5fa3
 def _block_amax(w, block):

@@ -7,7 +7,7 @@ __all__ = ['SPANS', 'COVERS', 'pad_to', 'fp8_mm', 'quantize_int8', 'int8_mm', 'a
            'widened_mm', 'quantized_linear', 'reference_linear']
 
 # %% ../nbs/50_linears.ipynb #f27eb0e7
-from .formats import E4M3_MAX, dequantize, fake_blocks, quantize_e4m3, round_up
+from .formats import E4M3_MAX, dequantize, fake_blocks, quantize_e4m3, round_up, snap_e4m3, widen
 
 # %% ../nbs/50_linears.ipynb #23a4e083
 def pad_to(
@@ -107,7 +107,8 @@ def _by_groups(storage, x, t):
     if storage == 'fp8_block': # groups of 128
         g = pad_to(x, len(x), round_up(k, 128)).reshape(len(x), -1, 128)
         scale = dynamic_scale(g, E4M3_MAX, -1)
-        return (quantize_e4m3(g, scale).float() * scale).reshape(len(x), -1)[:, :k]
+        codes = snap_e4m3((g / scale).clamp_(-E4M3_MAX, E4M3_MAX))
+        return (codes * scale).reshape(len(x), -1)[:, :k]
     # NVFP4: a static number over the scales of groups of 16
     return fake_blocks(storage, x, t['input_scale'].float() * 6 * E4M3_MAX if 'input_scale' in t else None)
 
@@ -174,7 +175,7 @@ def reference_linear(
     import torch
     dtype = dtype or torch.float64
     codes, scale = quantize_input(storage, x.float(), t, span)
-    x = codes.to(dtype) * scale.to(dtype)
+    x = widen(codes, dtype) * scale.to(dtype)
     x = x if rows is None else x[rows]
     y = x @ dequantize(storage, t, dtype).T
     return y if t.get('bias') is None else y + t['bias'].to(dtype)
