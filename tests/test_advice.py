@@ -1,4 +1,5 @@
 "Advice for every GPU, scheme, goal and version: nothing that cannot run, and an answer to what people ask for."
+import json
 import sys
 from subprocess import run
 
@@ -34,6 +35,7 @@ def named(gpu, **kw):
 def test_what_people_ask_for():
     a, said = named('a100', batch=16)
     assert a.chosen in ('int8_token', 'int8_sq', 'int4_awq') and 'Not fp8' in said and 'sm80' in said # no FP8 on Ampere
+    assert 'tensor cores for FP8, one scale a tensor begin with sm89' in said and 'take int' in said
     a, said = named('h200', batch=64)
     assert a.chosen == 'fp8' and 'Not nvfp4' in said # INT8 on Hopper: FP8
     a, said = named('h200', batch=64, trtllm='1.4.0rc1')
@@ -42,6 +44,32 @@ def test_what_people_ask_for():
     assert a.chosen == 'nvfp4'
     a, said = named('a100')
     assert a.goal == 'latency' and 'saves memory, not arithmetic' in said
+    assert 'A100 datasheet, times the shares that an H200 reached' in said # not measured, and says so
+
+
+def test_three_gpus_by_hand():
+    """One request, 2048 + 256 tokens: 15.0 GB of weights (no embedding) and .285 GB of cache over .9 of the bandwidth,
+    .75 of that for the cache, 224 kernels of 4 us; a prompt's 31 TFLOP over .75 of the rate. In milliseconds a token."""
+    for gpu, bandwidth, rate in ('a100', 2.039e12, 312e12), ('h200', 4.8e12, 989e12), ('b200', 7.7e12, 2250e12):
+        step = (15.01e9 + .285e9 / .75) / (.9 * bandwidth) + 224 * 4e-6
+        prompt = (2 * 2048 * 6.98e9 + 2048**2 / 2 * 32 * 16384 / .75) / (.75 * rate)
+        a, _ = named(gpu)
+        base = next(o for o in a.options if o.scheme == 'none')
+        assert 1 / base.tokens_per_second == pytest.approx(step + prompt / 256, rel=.03), gpu
+        assert base.gain == 1 and base.requests == pytest.approx(
+            .9 * (DEVICES[gpu].memory_bytes - 16.06e9 - 2.2e9) / (2304 * 131072), rel=.02)
+
+
+def test_measured_ceilings_are_taken_where_there_are_some(monkeypatch):
+    from dataclasses import replace
+
+    from tqcook import advice, roofline
+    h200 = replace(DEVICES['h200'], here=True)
+    slow = replace(roofline.from_datasheet(h200), bandwidth=1e12, measured=True)
+    monkeypatch.setattr(advice, 'kept', lambda device: slow)
+    measured, table = (advise(d, 'shape:llama-3.1-8b', batch=4) for d in (h200, 'h200'))
+    assert 'measured here' in ' '.join(measured.reasons) and 'datasheet' in ' '.join(table.reasons)
+    assert measured.options[0].tokens_per_second < .5 * table.options[0].tokens_per_second
 
 
 def test_goals():
@@ -71,6 +99,39 @@ def test_models_that_need_several_gpus():
 def test_what_cannot_be_advised(kw):
     with pytest.raises(CookError):
         advise(**dict(device='h100', model='shape:llama-3.1-8b') | kw)
+
+
+@pytest.mark.parametrize('kw, words', [
+    (dict(device='h10'), "did you mean 'h100'"), (dict(batch=-1), 'batch is -1; expected a whole number from 1'),
+    (dict(batch=10**12), 'batch is 1000000000000'), (dict(batch=10**7), 'do not fit on 64'),
+    (dict(output=0), 'output is 0'), (dict(context=131072), 'more than the 131072 positions'),
+    (dict(model=dict(model_type='llama', hidden_size=64, num_hidden_layers=2, num_attention_heads=4, vocab_size=100,
+                     max_position_embeddings=512)), 'more than the 512 positions'),
+    (dict(model='no/such-model'), 'could not be loaded'), (dict(model='nowhere'), 'does not exist')])
+def test_bad_input_is_one_sentence(kw, words):
+    with pytest.raises(CookError) as e:
+        advise(**dict(device='h100', model='shape:llama-3.1-8b') | kw)
+    assert words in str(e.value) and '\n' not in str(e.value)
+
+
+def test_a_hub_id_in_the_cache(tmp_path, monkeypatch):
+    "Only config.json is there, and only that is needed."
+    hub = pytest.importorskip('huggingface_hub')
+    from tqcook.shapes import SHAPES
+    snapshot = tmp_path/'models--some--model/snapshots/abc'
+    snapshot.mkdir(parents=True)
+    (snapshot/'config.json').write_text(json.dumps(dict(SHAPES['llama-3.1-8b'], model_type='llama')))
+    (tmp_path/'models--some--model/refs').mkdir()
+    (tmp_path/'models--some--model/refs/main').write_text('abc')
+    real = hub.snapshot_download
+    asked = []
+    def here(name, **kw):
+        asked.append(kw['allow_patterns'])
+        return real(name, cache_dir=tmp_path, local_files_only=True, **kw)
+    monkeypatch.setattr(hub, 'snapshot_download', here)
+    found, known = (advise('h200', m, batch=8) for m in ('some/model', 'shape:llama-3.1-8b'))
+    assert found.chosen == known.chosen and found.options[0].gain == known.options[0].gain
+    assert set(map(tuple, asked)) == {('config.json',)}
 
 
 def test_risk_is_what_was_measured():

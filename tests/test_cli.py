@@ -20,6 +20,10 @@ def test_list_and_doctor_as_json(toy, capsys):
     assert cli.main(['doctor', '--json']) == 0
     d = json.loads(capsys.readouterr().out)
     assert list(d['recipes']) == ['toy'] and d['device']['kind'] in ('cpu', 'cuda') and d['disk']['free'] > 0
+    assert list(d['advice']) == ['1 request at once', '64 requests at once']
+    assert cli.main(['doctor']) == 0
+    last = capsys.readouterr().out.rstrip().split('\n\n')[-1]
+    assert last.startswith('advice for Llama-3.1-8B') and ('Take' in last or 'tqcook advise --gpu' in last)
 
 def test_check_answers_by_exit_code(demo_fp8, tmp_path, capsys):
     code = cli.main(['check', str(demo_fp8), '--json'])
@@ -83,3 +87,33 @@ def test_advise_works_offline_for_a_gpu_that_is_not_here(capsys):
     assert json.loads(capsys.readouterr().out)['chosen'] == 'nvfp4'
     assert cli.main(['advise', '--gpu', 'h10']) == 1
     assert 'no GPU named' in capsys.readouterr().err
+
+
+def test_the_doctor_advises_for_the_gpu_that_is_here(monkeypatch):
+    from dataclasses import replace
+
+    from tqcook.device import DEVICES
+    told = cli.advice_for(replace(DEVICES['a100'], here=True))
+    assert 'Take int4_awq' in told['1 request at once'] and 'Not fp8' in told['64 requests at once']
+    unknown = cli.advice_for(replace(DEVICES['a100'], name='NVIDIA Q1', bandwidth=None, flops={}, here=True))
+    assert 'the peaks of NVIDIA Q1 are not known' in unknown['1 request at once']
+
+
+def test_advise_takes_a_directory_and_says_what_it_cannot(tmp_path, capsys):
+    from tqcook.models import demo_path
+    for model in str(demo_path()), 'demo', str(demo_path()/'config.json'):
+        assert cli.main(['advise', '--gpu', 'l4', '--model', model, '--context', '256', '--json']) == 0
+        assert json.loads(capsys.readouterr().out)['options']
+    (tmp_path/'config.json').write_text('{"model_type": "unheard_of", "hidden_size": 64}')
+    bad = [['--model', 'no/such-model'], ['--model', str(tmp_path)], ['--context', '200000'], ['--batch', '-3']]
+    for args in bad:
+        assert cli.main(['advise', '--gpu', 'l4', *args]) == 1
+        said = capsys.readouterr().err
+        assert said.startswith('tqcook: ') and said.count('\n') == 1, said
+
+
+def test_advise_without_a_driver(monkeypatch, capsys):
+    monkeypatch.setattr(cli.device, '_torch_gpus', lambda: (0, 'PyTorch finds no usable NVIDIA GPU'))
+    assert cli.main(['advise']) == 1
+    said = capsys.readouterr().err
+    assert 'is no GPU' in said and 'name one, as in h100' in said and said.count('\n') == 1

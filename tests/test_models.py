@@ -362,3 +362,38 @@ def test_any_value_in_any_config_loads_or_is_one_sentence(tmp_path, seed):
             except CookError as e:
                 assert '\n' not in str(e) and len(str(e)) < 700, str(e)
         f.write_text(whole)
+
+
+def test_an_unknown_architecture_is_counted_by_its_headers(tmp_path):
+    import json
+
+    from tqcook import shapes
+    m = models.tiny('mixtral')
+    m.model.save_pretrained(tmp_path/'m')
+    f = tmp_path/'m/config.json'
+    known = models.sized(tmp_path/'m')
+    config = json.loads(f.read_text())
+    f.write_text(json.dumps(config | dict(model_type='unheard_of')))
+    found = models.sized(tmp_path/'m')
+    assert (found.total, found.linear, found.kv_width) == (known.total, known.linear, known.kv_width)
+    assert (found.active, found.experts) == (known.active, known.experts)
+    with pytest.raises(CookError, match='not in the table of families'): # the config alone does not say
+        shapes.shape_of(f)
+    f.write_text(json.dumps(config | dict(model_type='unheard_of', mamba_d_state=16)))
+    with pytest.raises(CookError, match='mamba_d_state, whose cache and cost are not counted'):
+        models.sized(tmp_path/'m')
+    f.write_text(json.dumps(config | dict(model_type='unheard_of', num_attention_heads='many')))
+    with pytest.raises(CookError, match='num_attention_heads'):
+        models.sized(tmp_path/'m')
+
+
+def test_configs_by_every_name(tmp_path):
+    from tqcook.shapes import SHAPES
+    config = models.config_of('shape:llama-3.1-8b')
+    assert config == models.config_of(config) == SHAPES['llama-3.1-8b']
+    assert models.config_of('demo') == models.config_of(models.demo_path()/'config.json')
+    assert models.sized('demo').total == models.peek('demo')['parameters']
+    with pytest.raises(CookError, match="hub id 'no/such' could not be loaded"):
+        models.config_of('no/such')
+    with pytest.raises(CookError, match='does not exist'):
+        models.config_of(str(tmp_path/'nowhere'))

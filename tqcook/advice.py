@@ -9,11 +9,12 @@ __all__ = ['MEASURED_KL', 'GOALS', 'risk_of', 'Option', 'Advice', 'advise']
 from dataclasses import dataclass, field
 
 from .core import CookError, Result, esc, md_table, suggest
+from .costs import check_counts
 from .device import Device, lookup
 from .memory import parallel_plan
-from .roofline import Ceilings, from_datasheet, pays_until, predict
-from .schemes import SCHEMES, get, has_engine_backend, trtllm_support
-from .shapes import shape_of
+from .models import config_of, sized
+from .roofline import SPREAD, Ceilings, from_datasheet, kept, pays_until, predict
+from .schemes import SCHEMES, get, has_engine_backend, runs_on, trtllm_support
 
 # %% ../nbs/62_advice.ipynb #23e2cd45
 MEASURED_KL = dict(none=0., int8_wo=.0039, int8_token=.0109, fp8_rowwise=.0289, fp8=.0332, int8_sq=.0670, nvfp4=.408)
@@ -154,20 +155,32 @@ def _reasons(best, options, device, shape, ceilings, context):
     asked = [o for o in options if not o.runs and o.scheme in ('fp8', 'int8_token', 'nvfp4')]
     for o in asked:
         instead = [x.scheme for x in options if x.runs and x.fits and x.scheme != 'none'][:2]
-        out.append(f'Not {o.scheme}: {o.why}' + (f'; take {" or ".join(instead)}.' if instead else '.'))
-    return out
+        here = runs_on(o.scheme, device)
+        why = here.why if here.how == 'fake' else o.why
+        out.append(f'Not {o.scheme}: {why}' + (f'; take {" or ".join(instead)}.' if instead else '.'))
+    source = 'measured here' if ceilings.measured else ceilings.note
+    return [*out, f'Speeds are predictions, give or take {SPREAD:.0%}, from ceilings: {source}.']
+
+# %% ../nbs/62_advice.ipynb #c8a1b2d3
+def _check_work(config, batch, context, output):
+    "Refuse work that no model, or not this one, can do."
+    check_counts(batch=batch, context=context, output=output)
+    most = config.get('max_position_embeddings') or config.get('n_positions')
+    if isinstance(most, int) and context + output > most:
+        raise CookError(f'a context of {context} and an answer of {output} tokens are more than the {most} positions '
+                        'of the model; take a shorter context')
 
 # %% ../nbs/62_advice.ipynb #7253c4f7
 def advise(
     device: Device|str, # a `Device`, a name of the table or 'sm90'
-    model, # see `shapes.read_config`: 'shape:NAME', a directory, a config
+    model, # see `models.config_of`: 'shape:NAME', a directory, a hub id, a config
     batch: int = 1, # requests at once
     context: int = 2048, # tokens of each prompt
     output: int = 256, # tokens of each answer
     goal: str = '', # a key of `GOALS`; '': latency for one request, throughput for more
     kv: str = 'none', # 'none' or 'fp8'
     trtllm: str = '1.2.1',
-    ceilings: Ceilings|None = None, # measured ones; None: from the datasheet
+    ceilings: Ceilings|None = None, # None: what was measured on a device that is here, else from the datasheet
 ) -> Advice:
     "Rank the schemes for a device, a model and a workload; nothing is loaded."
     device = lookup(device) if isinstance(device, str) else device
@@ -176,8 +189,9 @@ def advise(
         raise CookError(f'goal is {goal!r}{suggest(goal, GOALS)}')
     if device.kind != 'cuda':
         raise CookError(f'{device.name} is no GPU, and TensorRT-LLM runs on NVIDIA GPUs only; name one, as in h100')
-    shape, work = shape_of(model), (batch, context, output)
-    ceilings = ceilings or from_datasheet(device)
+    _check_work(config_of(model), batch, context, output)
+    shape, work = sized(model), (batch, context, output)
+    ceilings = ceilings or device.here and kept(device) or from_datasheet(device)
     found = [_option(shape, device, ceilings, n, kv, work, trtllm) for n in ('none', *SCHEMES)]
     good = sorted((o for o in found if o.runs and o.fits), key=_ORDER[goal])
     worth = [o for o in good if goal != 'quality' or o.scheme != 'none']

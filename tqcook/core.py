@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['redact', 'CookError', 'suggest', 'need', 'esc', 'Markdown', 'md_table', 'fmt_bytes', 'fmt_seconds', 'atomic_write',
-           'write_json', 'read_file', 'read_text_file', 'read_json', 'move_aside', 'alive', 'atomic_dir', 'sha256',
-           'plain', 'Result', 'version', 'environment', 'in_batches']
+           'write_json', 'read_file', 'read_text_file', 'read_json', 'move_aside', 'user_cache', 'alive', 'atomic_dir',
+           'sha256', 'plain', 'Result', 'version', 'environment', 'in_batches']
 
 # %% ../nbs/00_core.ipynb #1d823b44
 import contextlib
@@ -253,6 +253,13 @@ def move_aside(
     while os.path.lexists(path.with_name(f'{path.name}.{n}')):
         n += 1
     return path.rename(path.with_name(f'{path.name}.{n}'))
+
+# %% ../nbs/00_core.ipynb #edd3216a
+def user_cache(
+    name: str, # of a file
+) -> Path: # below `XDG_CACHE_HOME`, or `~/.cache`
+    "Where a measurement is kept that would only be made again."
+    return Path(os.environ.get('XDG_CACHE_HOME') or Path.home()/'.cache')/'tqcook'/name
 
 # %% ../nbs/00_core.ipynb #ae5bad3c
 def alive(pid: int) -> bool:

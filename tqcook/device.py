@@ -116,11 +116,11 @@ def lookup(
     raise CookError(f'no GPU named {name!r} in the table{suggest(key, DEVICES)}; any other goes by its sm, as in sm90')
 
 # %% ../nbs/02_device.ipynb #18305873
-def nvidia_smi() -> list: # one dict a GPU (name, memory_bytes, driver, sm); [] without an NVIDIA driver
+def nvidia_smi() -> list: # one dict a GPU (name, memory_bytes, driver, sm, state); [] without an NVIDIA driver
     "What the NVIDIA driver reports, without PyTorch."
     if not shutil.which('nvidia-smi'):
         return []
-    query = '--query-gpu=name,memory.total,driver_version,compute_cap'
+    query = '--query-gpu=name,memory.total,driver_version,compute_cap,clocks.sm,temperature.gpu'
     try:
         r = subprocess.run(['nvidia-smi', query, '--format=csv,noheader,nounits'], timeout=20,
                            capture_output=True, text=True)
@@ -128,8 +128,9 @@ def nvidia_smi() -> list: # one dict a GPU (name, memory_bytes, driver, sm); [] 
         return []
     rows = [[c.strip() for c in line.split(',')] for line in r.stdout.splitlines()] if r.returncode == 0 else []
     num = lambda s: int(float(s)) if s.replace('.', '').isdigit() else 0
-    return [dict(name=n, memory_bytes=num(m) * 2**20, driver=d, sm=num(sm.replace('.', '')) or None)
-            for n, m, d, sm in (r for r in rows if len(r) == 4)]
+    return [dict(name=n, memory_bytes=num(m) * 2**20, driver=d, sm=num(sm.replace('.', '')) or None,
+                 state=f'{mhz} MHz, {celsius} °C')
+            for n, m, d, sm, mhz, celsius in (r for r in rows if len(r) == 6)]
 
 # %% ../nbs/02_device.ipynb #408c5eb2
 def _cpu() -> Device:

@@ -10,7 +10,7 @@ import math
 from dataclasses import dataclass
 
 from .core import CookError, Result, fmt_bytes, md_table
-from .costs import cache_bytes, linear_bytes
+from .costs import cache_bytes, check_counts, linear_bytes
 from .device import Device, lookup
 from .shapes import Shape, shape_of
 
@@ -97,9 +97,7 @@ def memory_plan(
 ) -> MemoryPlan: # raises `CookError` for a split that the model does not allow
     "Plan the memory of each GPU."
     s = config if isinstance(config, Shape) else shape_of(config)
-    for k, v in dict(batch=batch, context=context, tp=tp, pp=pp).items():
-        if isinstance(v, bool) or not isinstance(v, int) or v < 1:
-            raise CookError(f'{k} is {v!r}; expected a whole number of at least 1')
+    check_counts(batch=batch, context=context, tp=tp, pp=pp)
     _check_split(s, tp, pp)
     share = math.ceil(s.layers / pp) / s.layers # of the layers, on the fullest stage
     ends = max(s.embedding, s.head) if pp > 1 else s.embedding + s.head

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['TOKENIZERS_V5', 'TINY', 'Loaded', 'context_of', 'tokenizer_sha', 'shape_config', 'open_plain', 'demo_path',
-           'demo_tokenizer', 'locate', 'quiet', 'check_finite', 'gguf_types', 'load', 'rope_settings', 'linears',
-           'expert_tensors', 'peek', 'tiny']
+           'demo_tokenizer', 'locate', 'config_of', 'sized', 'quiet', 'check_finite', 'gguf_types', 'load',
+           'rope_settings', 'linears', 'expert_tensors', 'peek', 'tiny']
 
 # %% ../nbs/11_models.ipynb #31d25acc
 import contextlib
@@ -23,7 +23,7 @@ import tqcook
 from .checkpoint import BadCheckpoint, Checkpoint, as_dict
 from .core import CookError, need, sha256, suggest
 from .device import Device, detect
-from .shapes import SHAPES
+from .shapes import SHAPES, Shape, read_config, shape_of
 
 # %% ../nbs/11_models.ipynb #5f9b1324
 @dataclass
@@ -158,12 +158,11 @@ def _smollm2():
     return files[0]
 
 # %% ../nbs/11_models.ipynb #7bdce962
-def _from_hub(name):
+def _from_hub(name, files=('*.json', '*.safetensors', '*.model', '*.txt', '*.jinja')):
     "Directory of a hub id in the cache; downloads configs and safetensors, nothing else."
     hub = need('huggingface_hub', 'quantize')
-    files = ['*.json', '*.safetensors', '*.model', '*.txt', '*.jinja']
     try:
-        return Path(hub.snapshot_download(name, allow_patterns=files, ignore_patterns=['*/*']))
+        return Path(hub.snapshot_download(name, allow_patterns=list(files), ignore_patterns=['*/*']))
     except (OSError, ValueError) as e:
         why = (str(e).strip() or type(e).__name__).splitlines()[0]
         raise CookError(f'hub id {name!r} could not be loaded (is it spelt right, is there a network, '
@@ -187,6 +186,26 @@ def locate(model,     # as for `load`, but no shape
     if not os.path.lexists(path) and re.fullmatch(r'[\w.-]+/[\w.-]+', str(model)):
         return _from_hub(str(model))
     raise CookError(f'model {str(path)!r} does not exist; expected {_WAYS}')
+
+# %% ../nbs/11_models.ipynb #da66e99a
+def config_of(model,    # as for `load`; or a config.json, its content, a transformers config
+             ) -> dict: # of the text model
+    "A model's config; of a hub id only this file is fetched."
+    name = str(model)
+    if not isinstance(model, (str, Path)) or name.startswith('shape:') or os.path.lexists(name):
+        return read_config(model)
+    hub = re.fullmatch(r'[\w.-]+/[\w.-]+', name)
+    return read_config(_from_hub(name, ['config.json']) if hub else locate(name))
+
+# %% ../nbs/11_models.ipynb #b1a1aaa4
+def sized(model,      # as for `config_of`
+         ) -> Shape:  # raises `CookError` for what cannot be counted
+    "The counts of a model, by its config or else by the headers of its weights."
+    config, tensors = config_of(model), None
+    if isinstance(model, (str, Path)) and os.path.isdir(model) and any(Path(model).glob('*.safetensors')):
+        c = Checkpoint.open(model)
+        tensors = None if c.quant else {n: t.shape for n, t in c.tensors.items()}
+    return shape_of(config, tensors)
 
 # %% ../nbs/11_models.ipynb #864fdb39
 @contextlib.contextmanager

@@ -6,6 +6,7 @@
 __all__ = ['SHAPES', 'FAMILIES', 'read_config', 'Family', 'Matrix', 'Shape', 'shape_of', 'expected_shapes']
 
 # %% ../nbs/04_shapes.ipynb #67fb9ca9
+import math
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -410,49 +411,49 @@ def _class_shape(c, why) -> Shape:
             model = AutoModelForCausalLM.from_config(config)
     except Exception as e:
         raise CookError(f'{why}, and transformers cannot build it to count: {type(e).__name__}: {e}') from None
-    entries = config.get_text_config().to_dict()
-    routed = [k for k in ('num_local_experts', 'num_experts', 'n_routed_experts') if entries.get(k)]
-    f = Family(experts=routed[0] if routed else '')
-    unread = _unread(entries, f)
-    if unread:
-        raise CookError(f'{why}; {kind} has {", ".join(unread[:4])}, whose cache and cost are not counted here')
-    return _count(model, entries, f)
+    tensors = {n: tuple(p.shape) for n, p in model.named_parameters()}
+    return _count(tensors, config.get_text_config().to_dict(), why)
 
 # %% ../nbs/04_shapes.ipynb #4e28a1f8
 _SMALL = re.compile(r'router|gate\.weight|norm|conv|_bias') # routers too are 2-D; no scheme takes them
 
 # %% ../nbs/04_shapes.ipynb #4bf06961
-def _count(model, c, f):
-    "The matrices of a model's layers; everything else is embedding, head or other."
-    both = model.get_input_embeddings(), model.get_output_embeddings()
-    ends = [e.weight for e in both if e is not None]
-    experts = c.get(f.experts) or 0
+def _count(tensors, c, why):
+    "The matrices among these tensors, name -> shape; everything else is embedding, head or other."
+    routed = [k for k in ('num_local_experts', 'num_experts', 'n_routed_experts') if c.get(k)]
+    f = Family(experts=routed[0] if routed else '')
+    unread = _unread(c, f)
+    if unread:
+        raise CookError(f'{why}; it has {", ".join(unread[:4])}, whose cache and cost are not counted here')
+    experts, z = c.get(f.experts) or 0, _sizes(c, f)
     share = _int(c, 'num_experts_per_tok', default=2) / (experts or 1)
-    found, other = [], 0
-    for name, p in model.named_parameters():
-        if any(p is e for e in ends):
+    found, other, ends = [], 0, []
+    for name, shape in tensors.items():
+        inside, wide = re.search(r'\.\d+\.', name), len(shape) > 1
+        if wide and not inside and shape[0] >= z.v: # embedding, head
+            ends.append(math.prod(shape))
             continue
-        if p.ndim < 2 or not re.search(r'\.\d+\.', name) or _SMALL.search(name):
-            other += p.numel()
+        if not wide or not inside or _SMALL.search(name):
+            other += math.prod(shape)
             continue
-        routed = 'experts.' in name and 'shared' not in name
-        kind = 'experts' if routed else 'attention' if re.search('attn|attention', name) else 'mlp'
-        copies = p.shape[0] if p.ndim == 3 else 1
-        used = copies * share if routed else copies
-        found.append(Matrix(kind, copies, used, *p.shape[-2:]))
-    head = ends[1].numel() if ends[1:] and ends[1] is not ends[0] else 0
-    return _shape(c, f, _sizes(c, f), found, head, other, experts)
+        mine = 'experts.' in name and 'shared' not in name
+        kind = 'experts' if mine else 'attention' if re.search('attn|attention', name) else 'mlp'
+        copies = shape[0] if len(shape) == 3 else 1
+        found.append(Matrix(kind, copies, copies * share if mine else copies, *shape[-2:]))
+    return _shape(c, f, z, found, sum(ends[1:]), other, experts)
 
 # %% ../nbs/04_shapes.ipynb #0d967e50
 def shape_of(
     config, # see `read_config`
+    tensors: dict|None = None, # name -> shape, of a file: they are counted where nobody knows the architecture
 ) -> Shape: # raises `CookError` for what it cannot count
     "The parameters, matrices and cache of a decoder, from its config."
     c = read_config(config)
     kind = str(c.get('model_type', 'llama'))
     f = FAMILIES.get(kind)
     if f is None:
-        return _class_shape(c, f'{kind} is not in the table of families')
+        why = f'{kind} is not in the table of families'
+        return _count(tensors, c, why) if tensors else _class_shape(c, why)
     unread = _unread(c, f)
     if unread:
         raise CookError(f'the config of this {kind} has {", ".join(unread[:4])}, and a {kind} is counted without; '

@@ -6,12 +6,11 @@
 __all__ = ['Form', 'width', 'forms', 'Choices', 'capture', 'graph_seconds']
 
 # %% ../nbs/54_tuning.ipynb #6d801741
-import os
 import statistics
 from dataclasses import dataclass
 from pathlib import Path
 
-from .core import read_json, write_json
+from .core import CookError, read_json, user_cache, write_json
 
 # %% ../nbs/54_tuning.ipynb #61788650
 @dataclass(frozen=True)
@@ -80,8 +79,7 @@ class Choices:
         device: str, # its name, with what else decides
         path=None, # None: in the user's cache
     ):
-        home = Path(os.environ.get('XDG_CACHE_HOME') or Path.home()/'.cache')
-        self.device, self.path, self.new = device, Path(path or home/'tqcook/forms.json'), 0
+        self.device, self.path, self.new = device, Path(path or user_cache('forms.json')), 0
         self.known = dict(_known(self.path).get(device) or {})
 
     def get(self, key): # Form or None
@@ -102,7 +100,7 @@ class Choices:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             write_json(self.path, _known(self.path) | {self.device: self.known})
             self.new = 0
-        except OSError:
+        except (OSError, CookError):
             pass
 
 # %% ../nbs/54_tuning.ipynb #e4eaa0e9
