@@ -49,7 +49,7 @@ def test_what_people_ask_for():
 
 def test_three_gpus_by_hand():
     """One request, 2048 + 256 tokens: 15.0 GB of weights (no embedding) and .285 GB of cache over .9 of the bandwidth,
-    .75 of that for the cache, 224 kernels of 4 us; a prompt's 31 TFLOP over .75 of the rate. In milliseconds a token."""
+    .75 of that for the cache, 224 kernels of 4 us; a prompt's 31 TFLOP over .75 of the rate."""
     for gpu, bandwidth, rate in ('a100', 2.039e12, 312e12), ('h200', 4.8e12, 989e12), ('b200', 7.7e12, 2250e12):
         step = (15.01e9 + .285e9 / .75) / (.9 * bandwidth) + 224 * 4e-6
         prompt = (2 * 2048 * 6.98e9 + 2048**2 / 2 * 32 * 16384 / .75) / (.75 * rate)

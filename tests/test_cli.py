@@ -20,7 +20,7 @@ def test_list_and_doctor_as_json(toy, capsys):
     assert cli.main(['doctor', '--json']) == 0
     d = json.loads(capsys.readouterr().out)
     assert list(d['recipes']) == ['toy'] and d['device']['kind'] in ('cpu', 'cuda') and d['disk']['free'] > 0
-    assert list(d['advice']) == ['1 request at once', '64 requests at once']
+    assert list(d['advice']) in (['no GPU here'], ['1 request at once', '64 requests at once'])
     assert cli.main(['doctor']) == 0
     last = capsys.readouterr().out.rstrip().split('\n\n')[-1]
     assert last.startswith('advice for Llama-3.1-8B') and ('Take' in last or 'tqcook advise --gpu' in last)

@@ -94,12 +94,14 @@ def advice_for(
     here: device.Device,
 ) -> dict: # work -> what to take, on a model of 8 billion parameters
     "What this machine should serve in."
+    if here.kind != 'cuda':
+        return {'no GPU here': 'TensorRT-LLM needs one by NVIDIA; `tqcook advise --gpu h200` speaks for one elsewhere'}
     found = {}
     for batch in 1, 64:
         try:
             told = ' '.join(advice.advise(here, 'shape:llama-3.1-8b', batch).reasons)
         except CookError as e:
-            told = f'{e}; for one that is not here: tqcook advise --gpu h200'
+            told = str(e)
         found[f'{batch} request{"s" * (batch > 1)} at once'] = told
     return found
 

@@ -282,16 +282,16 @@ def plot(
     plt.close(fig)
     return fig
 
-# %% ../nbs/64_profile.ipynb #93d28220
+# %% ../nbs/64_profile.ipynb #4af600d0
 def _near(t):
     "A sentence about a point: how near it comes to which ceiling."
     shares = f'{t.bandwidth_share:.0%} of the bandwidth and {t.rate_share:.0%} of the rate'
-    out = (f'{t.model} in BF16, {t.phase} of {t.batch} x {t.context} tokens, computes {t.ops / t.bytes:.3g} '
+    out = (f'{t.model} in BF16, {t.phase} of {t.batch} x {t.context} tokens, computes {t.ops / t.bytes:,.1f} '
            f'operations a byte and reaches {shares}')
     if max(t.bandwidth_share, t.rate_share) < .3:
-        most = max(t.kinds, key=t.kinds.get)
+        most = max(t.kinds, key=t.kinds.get, default='rest')
         return (f'{out}, near neither: {t.calls:.0f} kernels or calls a layer have to start, and {most} '
-                f'take{"s" * (most[-1] != "s")} {t.kinds[most]:.0%} of the time.')
+                f'take{"s" * (most[-1] != "s")} {t.kinds.get(most, 1):.0%} of the time.')
     waits = 'memory' if t.bandwidth_share >= t.rate_share else 'arithmetic'
     return f'{out}: it waits for {waits}.'
 
@@ -310,7 +310,7 @@ def _pays(p, mine):
     return (f'{first.format} {told} in {first.phase} on {first.model}: {_span(measured)} times as fast as BF16, '
             f'{_span(predicted)} predicted.')
 
-# %% ../nbs/64_profile.ipynb #c69f5689
+# %% ../nbs/64_profile.ipynb #6cdb36d2
 def says(
     p: Profile,
 ) -> Markdown: # a paragraph
@@ -322,7 +322,7 @@ def says(
            'for memory.']
     for t in filter(p.gain, p.points):
         groups.setdefault((t.model, t.format, t.phase), []).append(t)
-    for (_, form, _), mine in groups.items():
+    for (_, form, _), mine in sorted(groups.items(), key=lambda g: g[0][1] != 'bf16'):
         ordered = sorted(mine, key=lambda t: t.ops / t.bytes)
         ends = ordered[::max(1, len(ordered) - 1)]
         out += map(_near, ends) if form == 'bf16' else [_pays(p, mine)]
