@@ -52,6 +52,30 @@ def executed(recipe):
     return next((path for path in ran if path.exists()), recipe)
 
 
+def runs():
+    "The pages of the gallery: of each run its description, or else its notebook."
+    folders = sorted(p for p in (ROOT/'recipes/gallery').glob('*/*') if p.is_dir())
+    found = [next((p/name for name in ('README.md', 'executed.ipynb') if (p/name).exists()), None) for p in folders]
+    return [path for path in found if path]
+
+
+def linked(text, folder):
+    "Markdown whose links to a run's folder lead to the page that the folder has here."
+    pages = {path.parent: path.name for path in runs()} | {ROOT/'recipes/gallery': 'README.md'}
+
+    def whole(match):
+        name = pages.get((folder/match[1]).resolve())
+        return f']({match[1]}/{name})' if name else match[0]
+    return re.sub(r'\]\(((?!https?:|#)[^)\s]+)\)', whole, text)
+
+
+def copied(path, source, more=''):
+    "Put a page of Markdown where it stands in the repository."
+    target = source/path.relative_to(ROOT)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.write_text(linked(path.read_text(encoding='utf-8'), path.parent) + more, encoding='utf-8')
+
+
 def toctree(caption, names):
     return '\n'.join(['```{toctree}', ':hidden:', f':caption: {caption}', '', *names, '```', ''])
 
@@ -80,12 +104,22 @@ def assemble(source):
     for path in recipes:
         page(executed(path), source/'recipes'/path.name)
     shutil.copytree(ROOT/'recipes/gallery', source/'recipes/gallery', ignore=shutil.ignore_patterns('*.ipynb'))
+    for path in runs():
+        if path.suffix == '.md':
+            copied(path, source)
+        else:
+            page(path, source/path.relative_to(ROOT))
+    gallery = ROOT/'recipes/gallery'
+    names = [(path.parent.relative_to(gallery).as_posix(), path.stem) for path in runs()]
+    copied(gallery/'README.md', source, '\n' + toctree('Runs', [f'{name} <{name}/{stem}>' for name, stem in names]))
     others = [name for name in ('CONTRIBUTING.md', 'CHANGELOG.md') if (ROOT/name).exists()]
     for name in others:
+        copied(ROOT/name, source)
+    (source/'recipes/params').mkdir()
+    for name in 'LICENSE', 'settings.ini', 'recipes/params/smoke.yaml':  # what pages link to beside pages
         shutil.copy(ROOT/name, source/name)
-    shutil.copy(ROOT/'LICENSE', source/'LICENSE')
     readme = re.sub(r'^<!--.*?-->\n', '', (ROOT/'README.md').read_text(encoding='utf-8'))
-    readme = readme.replace('](recipes/gallery)', '](recipes/gallery/README.md)')
+    readme = linked(readme, ROOT)
     trees = [
         toctree('Recipes', [f'recipes/{p.stem}' for p in recipes] + ['recipes/gallery/README']),
         toctree('Notebooks', [f'nbs/{p.stem}' for p in notebooks]),

@@ -8,6 +8,7 @@ exclude_patterns = ['_build', '**/.ipynb_checkpoints']
 source_suffix = {'.md': 'myst-nb', '.ipynb': 'myst-nb'}
 nb_execution_mode = 'off'
 nb_merge_streams = True
+nb_render_markdown_format = 'myst'  # outputs hold tables
 nb_mime_priority_overrides = [('html', 'text/markdown', 5)]
 myst_heading_anchors = 3
 suppress_warnings = ['myst.header', 'mystnb.unknown_mime_type', 'misc.highlighting_failure']

@@ -11,7 +11,8 @@ from pathlib import Path
 from make_matrix import GALLERY, ROOT, decoding, matrix
 from make_table import look, number, ratio
 
-COLUMNS = ['run', 'model', 'scheme', 'device', 'versions', 'text', 'outcome']
+COLUMNS = ['run', 'model', 'scheme', 'device', 'torch, transformers, ModelOpt', 'text', 'outcome']
+PACKAGES = 'torch', 'transformers', 'modelopt'
 END = '<!-- end of table -->'
 
 
@@ -66,7 +67,7 @@ def row(path):
     "A run of the gallery as a line of its table."
     results = json.loads(path.read_text(encoding='utf-8'))
     folder = path.parent.relative_to(GALLERY).as_posix()
-    versions = [f"{k} {look(results, f'environment.{k}')}" for k in ('torch', 'transformers', 'modelopt')]
+    versions = [look(results, f'environment.{k}', '') for k in PACKAGES]
     random = ', random weights' if look(results, 'model.weights') == 'random' else ''
     sha = look(results, 'quality.sha256', '')
     return [
@@ -97,7 +98,7 @@ def measured(path):
         found['model'],
         f'{len(schemes)} of them',
         found['device'].split(',')[0],
-        ', '.join(f'{k} {versions[k]}' for k in ('torch', 'transformers', 'modelopt') if k in versions),
+        ', '.join(versions[k] for k in PACKAGES if k in versions),
         found.get('evaluation', ''),
         outcome,
     ]

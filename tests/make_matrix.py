@@ -1,4 +1,4 @@
-"""What the gallery measured, model by format by device: quality with its interval, and speed. Empty where nothing ran.
+"""What the gallery measured, format by model and device: quality with its interval, and speed. Empty where nothing ran.
 
 make_gallery.py puts the table into recipes/gallery/README.md.
 """
@@ -62,7 +62,7 @@ def from_speed(path):
     found = read(path)
     rates = decoding(found['points'])
     for scheme, rate in rates.items():
-        gain = '' if scheme == 'bf16' else f", {rate / rates['bf16']:.2f}x"
+        gain = '' if scheme == 'bf16' else f" {rate / rates['bf16']:.2f}x"
         yield found['model'].split(',')[0], scheme, DECODE, (0, 0), f'{rate:.0f}{gain}'
 
 
@@ -70,32 +70,28 @@ READERS = {'results.json': from_results, 'quality.json': from_quality, 'speed.js
 
 
 def cells():
-    "{(model, scheme, column): cell with its link}; of several the one nearest to what is served, then on most text."
+    "{(scheme, model, device, unit): cell with its link}; of several the one nearest to what is served, on most text."
     best = {}
     for path in sorted(p for p in GALLERY.rglob('*.json') if p.name in READERS):
         folder = path.parent.relative_to(GALLERY).as_posix()
         device = folder.split('/')[0].upper()
-        for model, scheme, what, rank, text in READERS[path.name](path):
-            key = model, scheme, f'{device}, {what}'
-            first, space, rest = text.partition(' ')
+        for model, scheme, unit, rank, text in READERS[path.name](path):
+            key = scheme, model, device, unit
+            value, space, rest = text.partition(' ')
             if key not in best or rank > best[key][0]:
-                best[key] = rank, f'[{first.rstrip(",")}]({folder}){"," * first.endswith(",")}{space}{rest}'
+                best[key] = rank, f'[{value}]({folder}){space}{rest}'
     return {key: cell for key, (_, cell) in best.items()}
 
 
 def matrix():
-    "The table: every model of the gallery in every format, measured or not."
+    "The table: every format, and a column for each model on each device that measured one."
     sys.path.insert(0, str(ROOT))
     from tqcook.schemes import SCHEMES
     found = cells()
-    models = list(dict.fromkeys(model for model, _, _ in found))
-    columns = sorted({column for _, _, column in found})
-    rows = [['model', 'format', *columns], ['---'] * (2 + len(columns))]
-    for model in models:
-        for scheme in ['bf16', *SCHEMES]:
-            values = [found.get((model, scheme, column), '') for column in columns]
-            if scheme != 'bf16' or any(values):
-                rows.append([model, f'`{scheme}`', *values])
+    columns = sorted({key[1:] for key in found}, key=lambda c: (c[2] != RATIO, c))
+    heads = [f'{model}, {device}: {unit}' for model, device, unit in columns]
+    rows = [['format', *heads], ['---'] * (1 + len(heads))]
+    rows += [[f'`{s}`', *(found.get((s, *column), '') for column in columns)] for s in ('bf16', *SCHEMES)]
     return '\n'.join('| ' + ' | '.join(row) + ' |' for row in rows)
 
 

@@ -7,6 +7,7 @@ import sys
 import pytest
 
 from make_readme import ROOT
+from test_links import dead
 
 sys.path.insert(0, str(ROOT/'docs'))
 import build
@@ -43,6 +44,16 @@ def test_recipes_are_shown_as_they_ran(source):
     assert 'image/png' in (folder/'recipes/01_fp8.ipynb').read_text()
 
 
+def test_no_link_is_dead_or_leads_to_a_folder(source):
+    "A folder is a page on GitHub and none here."
+    folder, _ = source
+    for path in [*folder.rglob('*.md'), *folder.rglob('*.ipynb')]:
+        assert list(dead(path)) == [], path
+    links = re.findall(r'\]\(([^)#\s]+)', (folder/'recipes/gallery/README.md').read_text())
+    assert 'h200/01_fp8/executed.ipynb' in links and 'h100/06_speed/README.md' in links
+    assert not [link for link in links if (folder/'recipes/gallery'/link).is_dir()]
+
+
 def test_hidden_cells_and_noise():
     cell = {'cell_type': 'code', 'metadata': {}, 'source': '#| hide\n1', 'outputs': []}
     noise = {'output_type': 'stream', 'name': 'stderr', 'text': 'x'}
@@ -51,10 +62,31 @@ def test_hidden_cells_and_noise():
     assert build.shown(noisy) == cell | {'source': '1', 'metadata': {'tags': ['remove-input']}}
 
 
+def broken(site):
+    "Links and anchors of the pages that lead nowhere, as (page, link)."
+    pages = {path: path.read_text(encoding='utf-8') for path in site.rglob('*.html')}
+    ids = {path: set(re.findall(r'\sid="([^"]+)"', text)) | {''} for path, text in pages.items()}
+    for path, text in pages.items():
+        for link in re.findall(r'<(?:a|img|link|script)\b[^>]*?\s(?:href|src)="([^"]+)"', text):
+            name, _, place = link.partition('#')
+            target = (path.parent/name.partition('?')[0]).resolve() if name else path
+            if re.match(r'https?:|data:|mailto:|#$', link):
+                continue
+            if not target.exists() or target in ids and place not in ids[target]:
+                yield path.name, link
+
+
+def test_broken_links_of_the_site_are_found(tmp_path):
+    "Negative control."
+    (tmp_path/'a.html').write_text('<p id="here"><a href="#here"> <a href="a.html#no"> <img src="no.png">')
+    assert list(broken(tmp_path)) == [('a.html', 'a.html#no'), ('a.html', 'no.png')]
+
+
 @pytest.mark.skipif(not importlib.util.find_spec('furo'), reason='`make site` installs what this needs')
 def test_it_builds_without_a_network(tmp_path):
     assert build.main([], tmp_path) == 0
     pages = list((tmp_path/'site').rglob('*.html'))
     assert len(pages) > 30 and (tmp_path/'site/llms.txt').exists() and (tmp_path/'site/searchindex.js').exists()
+    assert [b for b in broken(tmp_path/'site') if b[1] != '#harmful-link'] == []  # what a report makes of some links
     elsewhere = re.compile(r'<(?:script|img|link rel="stylesheet")[^>]+(?:src|href)="(?:https?:)?//[^"]+')
     assert [page.name for page in pages if elsewhere.search(page.read_text())] == []
