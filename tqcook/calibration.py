@@ -177,7 +177,7 @@ class CalibrationReport:
             ax.plot(x, reach, 'o', ms=5, mfc='none', color=line.get_color(), lw=0)
         if self.measured_on == 'target text':
             ax.plot([], [], 'o', ms=5, mfc='none', color='gray', lw=0, label='target text')
-        ax.legend(fontsize=7, ncols=2)
+        ax.legend(loc='upper left', bbox_to_anchor=(1, 1), frameon=False)
         return fig
 
     def plot_settling(self):
@@ -188,7 +188,7 @@ class CalibrationReport:
         ax.plot(n, self.curve.mean(0), label='mean of all places')
         ax.plot(n, self.curve.min(0), lw=1, label='slowest place')
         ax.axhline(.95, color='gray', lw=.8, ls=':')
-        ax.legend(fontsize=7)
+        ax.legend()
         return fig
 
     def plot_values(self, module):
@@ -203,7 +203,7 @@ class CalibrationReport:
         ax.stairs(h / np.diff(np.log2(e)), e, fill=True, alpha=.5) # sixteen bins share an octave, but not equally
         ax.axvline(s.amax, color='crimson', lw=1, label='amax')
         ax.axvline(s.amax * dead_zone(s.dtype), color='gray', lw=1, label='becomes zero below')
-        ax.legend(fontsize=7)
+        ax.legend()
         return fig
 
 # %% ../nbs/31_calibration.ipynb #5880a938

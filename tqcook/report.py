@@ -33,13 +33,13 @@ p, ul, ol { margin:.7rem 0 }
 blockquote { margin:.7rem 0; border-left:3px solid var(--line); padding-left:1rem; color:var(--soft) }
 a { color:var(--link) }
 img, svg { max-width:100%; height:auto }
-.out img { display:block; width:100%; max-width:54rem; margin:.6rem 0 }
-.scroll { overflow-x:auto }
+.out img { display:block; width:100%; min-width:30rem; max-width:54rem; margin:.6rem 0 }
+.scroll, .out { overflow-x:auto }
 table { border-collapse:collapse; font-size:.9rem; margin:.9rem 0; font-variant-numeric:tabular-nums;
         overflow-wrap:normal }
 th, td { padding:.32rem .75rem .32rem 0; border-bottom:1px solid var(--line); vertical-align:top; text-align:left }
 th { border-bottom:2px solid var(--line); font-weight:600 }
-td:last-child { overflow-wrap:anywhere; min-width:8rem }
+td:last-child { overflow-wrap:anywhere; min-width:8rem } td[style*=right] { white-space:nowrap }
 tr:hover td { background:var(--wash) }
 pre, code { font:.86rem/1.5 ui-monospace,SFMono-Regular,Menlo,Consolas,monospace; background:var(--wash);
             border-radius:4px }
