@@ -117,3 +117,8 @@ def test_advise_without_a_driver(monkeypatch, capsys):
     assert cli.main(['advise']) == 1
     said = capsys.readouterr().err
     assert 'is no GPU' in said and 'name one, as in h100' in said and said.count('\n') == 1
+
+
+def test_a_terminal_shows_signs_as_they_are():
+    "What is escaped for HTML is read by people here, in tables and between them."
+    assert cli.terminal('ratio &lt;= 1.01\n\n| a |\n|---|\n| &lt;b]&#40;c |') == 'ratio <= 1.01\n\na\n<b](c'

@@ -26,7 +26,7 @@ from .sweep import sweep
 # %% ../nbs/84_cli.ipynb #713641e2
 def _table(md: str) -> str:
     "A Markdown table with its columns aligned."
-    cell = lambda c: c.strip().replace(r'\|', '|').replace('&lt;', '<')
+    cell = lambda c: c.strip().replace(r'\|', '|')
     rows = [[cell(c) for c in re.split(r'(?<!\\)\|', line)[1:-1]] for line in md.strip().split('\n')]
     rows = [r for r in rows if not all(re.fullmatch(':?-+:?', c) for c in r)]
     wide = [max(map(len, column)) for column in zip(*rows)]
@@ -37,7 +37,8 @@ def terminal(
     md: str, # Markdown
 ) -> str:
     "Markdown for a terminal: its tables aligned, the rest as it is."
-    return re.sub(r'^(?:\|.*(?:\n|\Z))+', lambda m: _table(m[0]), md, flags=re.M).rstrip()
+    text = md.replace('&lt;', '<').replace(']&#40;', '](') # core.esc
+    return re.sub(r'^(?:\|.*(?:\n|\Z))+', lambda m: _table(m[0]), text, flags=re.M).rstrip()
 
 # %% ../nbs/84_cli.ipynb #25ef8c22
 def pairs(
