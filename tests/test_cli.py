@@ -34,10 +34,17 @@ def test_check_answers_by_exit_code(demo_fp8, tmp_path, capsys):
     assert cli.main(['check', str(tmp_path/'broken')]) == 10
     assert cli.main(['check', str(tmp_path/'nowhere')]) == 1 and 'nowhere' in capsys.readouterr().err
 
+def test_check_for_an_engine(demo_fp8, capsys):
+    for engine in 'trtllm', 'vllm', 'sglang':
+        assert cli.main(['check', str(demo_fp8), '--engine', engine, '--json']) == 0
+        assert json.loads(capsys.readouterr().out)['engine'] == engine
+
 def test_compare_answers_by_exit_code(demo_fp8, capsys):
     small = ['--context', '128', '--max-windows', '6', '--device', 'cpu', '--json']
     code = cli.main(['compare', 'demo', str(demo_fp8), *small])
-    found = json.loads(capsys.readouterr().out)
+    told = capsys.readouterr()
+    found = json.loads(told.out)
+    assert told.err.startswith('about ') # the estimate comes first
     assert code == recipe.EXIT[found['verdict']] and found['ppl_ratio'] == pytest.approx(1, abs=.05)
     assert cli.main(['compare', 'demo', str(demo_fp8), *small, '--max-kld', '1e-6']) == 10 # FP8 cannot keep that
     assert cli.main(['compare', 'demo', 'no/such/model', *small]) == 1 and 'no/such/model' in capsys.readouterr().err
@@ -49,6 +56,8 @@ def test_compare_answers_by_exit_code(demo_fp8, capsys):
     ('compare a b --policy nosuch', '--policy'), ('compare a b --max-windows -1', '--max-windows'),
     ('compare a b --context 1', '--context'), ('compare a b --device gpu', '--device'),
     ('check x --trtllm abc', '--trtllm'),
+    ('check x --engine nosuch', '--engine'), ('run fp8 --for tgi', 'engine_for'),
+    ('run speed --for vllm', 'engine_for'),
     ('check x --backend nosuch', '--backend'), ('check', 'dir'), ('nosuch', 'nosuch'), ('compare a', 'quant')])
 def test_wrong_usage_is_said_before_anything_loads(line, said, capsys):
     assert cli.main(line.split()) == 2

@@ -1,12 +1,16 @@
-"Exported configs, read by the transformers that TensorRT-LLM 1.2 pins: TQCOOK_TRANSFORMERS4 names a folder with 4.57."
+"What export writes: for which engine, in which types, read back, and configs under TensorRT-LLM 1.2's transformers."
 import json
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
+import torch
 
-from tqcook import export, models
+from tqcook import checkpoint, compare, export, models, parity, quantize, runtime, schemes
+from tqcook.core import CookError
 
 READ = '''
 import json, os, sys
@@ -44,7 +48,7 @@ CASES = dict(
 
 
 def test_rotary_settings_survive_the_way_back(tmp_path):
-    "The same inverse frequencies under transformers 5 and, from the portable config, under 4.57."
+    "Under 4.57 (TQCOOK_TRANSFORMERS4 names a folder with it) the portable config gives the same inverse frequencies."
     if 'TQCOOK_TRANSFORMERS4' not in os.environ:
         pytest.skip('TQCOOK_TRANSFORMERS4 names no folder with transformers 4.57')
     import transformers as tr
@@ -68,3 +72,74 @@ def test_rotary_settings_survive_the_way_back(tmp_path):
     for name, frequencies in want.items():
         assert got[name]['inv_freq'] == pytest.approx(frequencies, rel=1e-3), name
     assert got['gemma3']['local'] == 1e4
+
+
+@pytest.fixture(scope='module')
+def cut():
+    g = np.random.default_rng(0)
+    return SimpleNamespace(windows=[g.integers(0, 4096, 64) for _ in range(8)])
+
+
+def test_the_layout_of_an_engine():
+    assert export.layout_of('fp8') == export.layout_of('fp8', 'sglang') == 'hf'
+    assert export.layout_of('fp8_block', 'sglang') == 'deepseek'
+    for name, s in schemes.SCHEMES.items():
+        for engine in 'trtllm', 'vllm', 'sglang':
+            if engine in s.layouts:
+                assert s.storage in export.LAYOUTS[export.layout_of(name, engine)]
+            else:
+                with pytest.raises(CookError, match=f'{engine} loads {name} in no layout'):
+                    export.layout_of(name, engine)
+
+
+@pytest.mark.parametrize('spoil', [None, 'scale', 'codes', 'missing'])
+def test_the_legacy_layout_is_read_back(cut, tmp_path, monkeypatch, spoil):
+    from safetensors.torch import load_file, save_file
+    write = export.write_legacy
+    def spoiled(q, out, *args):
+        write(q, out, *args)
+        f, at = out/'rank0.safetensors', 'transformer.layers.1.mlp.proj.'
+        t = load_file(f)
+        if spoil == 'scale':
+            t[at + 'per_channel_scale'] *= 1.2
+        if spoil == 'codes':
+            t[at + 'weight'] = t[at + 'weight'].flip(1).contiguous()
+        if spoil == 'missing':
+            t[at + 'weight'] = t[at + 'weight'].bfloat16()
+        save_file(t, f)
+    monkeypatch.setattr(export, 'write_legacy', spoiled)
+    q = quantize.quantize(models.tiny('llama'), cut, 'int8_token', progress=False)
+    if spoil:
+        with pytest.raises(CookError, match='does not hold what int8_token promises'):
+            export.export(q, tmp_path/'c', engine_for='trtllm')
+    else:
+        export.export(q, tmp_path/'c', engine_for='trtllm')
+    assert (tmp_path/'c').exists() == (spoil is None)
+
+
+def test_experts_have_no_legacy_layout(cut, tmp_path):
+    q = quantize.quantize(models.tiny('mixtral'), cut, 'int8_token', progress=False)
+    with pytest.raises(CookError, match='take another layout'):
+        export.export(q, tmp_path/'c', layout='trtllm_legacy')
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('scheme', ['fp8', 'int8_token'])
+def test_where_bf16_is_emulated_everything_computes_in_float32(demo, held_out, tmp_path, monkeypatch, scheme):
+    "Base, fake-quantized and exported alike, and the file is in the types of the model all the same."
+    for room in models, runtime:
+        monkeypatch.setattr(room, 'emulates_bf16', lambda: True)
+    m = models.load('demo', device='cpu')
+    assert (m.dtype, m.model.dtype) == ('float32', torch.float32) and 'emulates bfloat16' in m.to_dict()['widened']
+    assert models.load('demo', device='cpu', dtype='bfloat16').dtype == 'bfloat16' # who asks for it gets it
+    q = quantize.quantize(m, held_out.take(range(6)), scheme, progress=False)
+    out = export.export(q, tmp_path/'c')
+    kinds = {t.dtype for n, t in checkpoint.Checkpoint.open(out).tensors.items() if 'scale' not in n}
+    assert kinds == {'BF16', dict(fp8='F8_E4M3', int8_token='I8')[scheme]}
+    real, ref = runtime.load(out, device='cpu'), runtime.load(out, device='cpu', kernels='reference')
+    assert real.dtype == ref.dtype == 'float32' and parity.parity(real, ref).passed
+    if scheme != 'fp8':
+        return # INT8 differs from itself by as much: rows that round the other way
+    few, kw = held_out.take(range(8)), dict(progress=False, noise_floor='none')
+    step = compare.compare(q.loaded, real, few, **kw).stats['kld_mean'].value
+    assert step < .2 * compare.compare(m, real, few, **kw).stats['kld_mean'].value # the file is what was judged

@@ -117,6 +117,11 @@ def test_bad_parameters(tmp_path, args, code, words):
     assert 'Traceback' not in r.stderr
     assert not (out/'results.json').exists() and not (out/'checkpoint').exists()
 
+def test_an_engine_that_takes_no_such_scheme_is_named_before_any_work(tmp_path):
+    r = cook('fp8', '--for', 'sglang', '-p', 'scheme=mxfp8', '-p', 'model=shape:llama-3.1-8b', out=tmp_path/'out')
+    assert r.returncode == 1 and 'sglang loads mxfp8 in no layout; it takes fp8' in r.stderr
+    assert not (tmp_path/'out').exists()
+
 def test_output_folder_that_cannot_be(tmp_path):
     (tmp_path/'file').write_text('in the way')
     r = cook('fp8', out=tmp_path/'file'/'run', cwd=tmp_path, timeout=120)

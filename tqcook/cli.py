@@ -16,8 +16,20 @@ import shutil
 import sys
 from pathlib import Path
 
-from . import __version__, advice, bench, compare, contract, data, device, parameters, schemes, served
-from .core import CookError, environment, fmt_bytes, plain, redact
+from tqcook import (
+    __version__,
+    advice,
+    bench,
+    compare,
+    contract,
+    data,
+    device,
+    parameters,
+    perplexity,
+    schemes,
+    served,
+)
+from .core import CookError, environment, fmt_bytes, fmt_seconds, plain, redact
 from .new import new_recipe
 from .recipe import EXIT, Recipe, at, find_recipe, open_model, outcome, recipes
 from .runner import RunError, run
@@ -61,7 +73,8 @@ def _cmd_run(a) -> int:
     "tqcook run"
     if a.out == '':
         raise RunError('-o is empty; name a folder or leave it out', 2)
-    results = run(a.recipe, pairs(a.p), a.size or '', a.out or '', a.quiet)
+    given = pairs(a.p) | ({'engine_for': getattr(a, 'for')} if getattr(a, 'for') else {})
+    results = run(a.recipe, given, a.size or '', a.out or '', a.quiet)
     folder = Path(a.out or results['parameters'].get('out_dir') or f"runs/{results['recipe']}")
     print(terminal(outcome(results)))
     print(f"\nreport   {folder/'report.html'}\nresults  {folder/'results.json'}")
@@ -167,6 +180,8 @@ def _cmd_compare(a) -> int:
         raise RunError(f'--context {context}: {a.base} takes 2 to {base.context} tokens', 2)
     corpus = data.corpus(a.text, base.tokenizer, context, a.stride, a.policy, a.max_windows, bos=a.bos)
     budget = {k: getattr(a, k) for k in _BUDGET if getattr(a, k) is not None}
+    seconds = 2.2 * corpus.n_tokens / perplexity.pace(base, context) # both models, and the base once more on some
+    print(f'about {fmt_seconds(seconds)}, if the second model is as fast as the first', file=sys.stderr)
     if a.quant.startswith(('http://', 'https://')):
         c = served.compare_served(base, served.connect(a.quant), corpus, **budget)
     else:
@@ -176,8 +191,8 @@ def _cmd_compare(a) -> int:
 # %% ../nbs/84_cli.ipynb #b46b769a
 def _cmd_check(a) -> int:
     "tqcook check"
-    _in_range(a, 'trtllm', 'backend')
-    found = contract.check(a.dir, trtllm=a.trtllm, device=a.device, deep=a.deep, backend=a.backend, passport=True)
+    _in_range(a, 'trtllm', 'backend', 'engine')
+    found = contract.check(a.dir, a.trtllm, a.device, a.deep, a.backend, True, a.engine)
     return _tell(found, str(found), a.json, 'PASS' if found.ok else 'FAIL')
 
 # %% ../nbs/84_cli.ipynb #a91bdcc3
@@ -256,6 +271,7 @@ run | verb | | run a recipe and leave executed.ipynb, report.html and results.js
 run recipe | text | | name (tqcook list shows them) or path of a notebook
 run -p | many | | set a parameter, NAME=VALUE; may be repeated
 run --size | text | | values from recipes/params/SIZE.yaml, such as smoke (default: the recipe's own)
+run --for | text | | engine that shall load the checkpoint: trtllm, vllm or sglang (sets parameter engine_for)
 run -o --out | text | | run folder (default: runs/RECIPE); a finished run there is moved aside when this one is done
 run --gate | switch | | let the verdict be the exit code: 10 FAIL, 11 INCONCLUSIVE
 run -q --quiet | switch | | no progress
@@ -278,6 +294,7 @@ compare --device | text | auto | auto, cpu, cuda or cuda:N
 check | verb | | check a checkpoint directory against TensorRT-LLM's contract; exit 0 PASS, 10 FAIL
 check dir | text | | the checkpoint
 check --trtllm | text | 1.2.1 | version of TensorRT-LLM
+check --engine | text | auto | auto (by its layout), trtllm, vllm or sglang
 check --backend | text | auto | auto, pytorch or tensorrt
 check --device | text | | GPU that shall serve it, such as h100
 check --deep | switch | | read the tensors too

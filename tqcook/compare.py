@@ -14,7 +14,7 @@ from functools import cached_property
 
 import numpy as np
 
-from . import stats
+from . import parameters, stats
 from .core import CookError, Markdown, esc, fmt_seconds, md_table, plain
 from .data import overlap
 from .paired import STATISTICS, Paired, score_two
@@ -26,19 +26,10 @@ from .verdict import Check, judge
 # %% ../nbs/23_compare.ipynb #d7689d23
 BUDGET = dict(max_ppl_ratio=1.01, max_kld=.02, min_top1=.94)
 
-# %% ../nbs/23_compare.ipynb #cd905326
-_BUDGETS = dict(max_ppl_ratio=(1, math.inf, '1 or more, such as 1.01 for one percent'),
-                max_kld=(0, math.inf, '0 or more, in nats, such as 0.02'),
-                min_top1=(0, 1, 'a share between 0 and 1, such as 0.94'))  # least, most, what is expected
-
 # %% ../nbs/23_compare.ipynb #c403803d
 def check_budget(**limits) -> dict:
     "The budget as numbers; raises `CookError` for one that cannot be."
-    for k, v in limits.items():
-        least, most, expected = _BUDGETS[k]
-        if not (math.isfinite(v) and least <= v <= most):
-            raise CookError(f'{k} is {v}; expected {expected}')
-    return BUDGET | {k: float(v) for k, v in limits.items()}
+    return BUDGET | {k: float(parameters.check(k, v)) for k, v in limits.items()}
 
 # %% ../nbs/23_compare.ipynb #29a42525
 def _on_nonfinite(c):
@@ -278,6 +269,8 @@ class Comparison(Paired):
                f"{len(self.blocks)} windows{docs} ({self.effective_blocks:.1f} effective blocks), policy "
                f"{k['policy']}, context {k['context']}{stride}, BOS {k['bos']}, {k['source']}; way: {self.way}; "
                f'{fmt_seconds(self.seconds)}.']
+        how = self.quant.get('arithmetic')
+        out += [f"Products: {', '.join(how)}."] if how else []
         if math.isfinite(self.min_detectable_ppl_ratio):
             out.append('Smallest perplexity ratio that so much text shows with probability 0.8: '
                        f'{self.min_detectable_ppl_ratio:.5f}.')

@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import tqcook
-from . import device as devices, schemes
+from . import device as devices, parameters, schemes
 from tqcook.checkpoint import (
     FUSED,
     GROUP_SIZES,
@@ -26,7 +26,7 @@ from tqcook.checkpoint import (
     json_object,
     weight_of,
 )
-from .core import CookError, suggest
+from .core import suggest
 from .findings import Findings, Target, as_finding, finding, merge
 from .models import TOKENIZERS_V5, rope_settings
 from .passport import EVALUATION, verify
@@ -382,10 +382,8 @@ def check(
 ) -> Findings:
     "What an engine will make of a directory; raises CookError for a path, version, engine or device unknown."
     start = time.perf_counter()
-    known = dict(backend=('auto', 'pytorch', 'tensorrt'), engine=('auto', 'trtllm', *OTHERS))
-    for name, value in dict(backend=backend, engine=engine).items():
-        if value not in known[name]:
-            raise CookError(f'{name} is {value!r}; expected {", ".join(known[name])}')
+    parameters.check('backend', backend)
+    parameters.check('engine', engine)
     device = devices.lookup(device) if isinstance(device, str) else device
     schemes.version_key(str(trtllm))
     about = dict(scheme=None, algo=None, kv='none', layout=None, tensors=0, bytes=0, engines={})

@@ -22,7 +22,7 @@ from pathlib import Path
 import tqcook
 from .checkpoint import BadCheckpoint, Checkpoint, as_dict
 from .core import CookError, need, sha256, suggest
-from .device import Device, detect
+from .device import Device, detect, emulates_bf16
 from .shapes import SHAPES, Shape, read_config, shape_of
 
 # %% ../nbs/11_models.ipynb #5f9b1324
@@ -58,7 +58,7 @@ class Loaded:
     def to_dict(self):
         return dict(name=self.name, kind=self.kind, weights=self.weights, architecture=type(self.model).__name__,
                     parameters=self.n_params, bytes=self.nbytes, dtype=self.dtype, vocab_size=self.vocab_size,
-                    context=self.context)
+                    context=self.context, **{k: v for k, v in self.notes.items() if k in ('widened', 'arithmetic')})
 
 # %% ../nbs/11_models.ipynb #4dc16ae3
 def context_of(config) -> int:  # of a transformers text config
@@ -353,10 +353,22 @@ def _build(config, dev, dtype, seed, attn, name) -> Loaded:
 # %% ../nbs/11_models.ipynb #71896b05
 _DTYPES = ('auto', 'bfloat16', 'float16', 'float32')
 
+# %% ../nbs/11_models.ipynb #82ddc557
+def _wide(loaded, dtype='auto'):
+    "In float32 where a CPU emulates what the file has; `export` writes the types that stand in `model.narrow`."
+    if dtype != 'auto' or loaded.device.kind != 'cpu' or loaded.dtype == 'float32' or not emulates_bf16():
+        return loaded
+    held = [*loaded.model.named_parameters(), *loaded.model.named_buffers()]
+    loaded.model.narrow = {n: t.dtype for n, t in held if t.is_floating_point()}
+    loaded.model.float()
+    loaded.notes['widened'] = f'computed in float32: this CPU emulates {loaded.dtype}'
+    loaded.dtype = 'float32'
+    return loaded
+
 # %% ../nbs/11_models.ipynb #8c562f2a
 def load(model: str = 'demo',    # demo, smollm2-135m, a directory, a hub id, a .gguf file, or shape:NAME
          device: str = 'auto',   # see `device.detect`
-         dtype: str = 'auto',    # auto (what the files say; BF16 for a shape), bfloat16, float16 or float32
+         dtype: str = 'auto',    # auto (as in the file, BF16 for a shape; float32 where a CPU emulates it), ...
          seed: int = 0,          # of random weights
          attn: str = 'sdpa',     # attention of transformers: sdpa (where the class has it) or eager
          device_map: str = '',   # '' puts the model on `device`; 'auto' lets accelerate offload what does not fit
@@ -367,7 +379,7 @@ def load(model: str = 'demo',    # demo, smollm2-135m, a directory, a hub id, a 
     dev = detect(device)
     if str(model).startswith('shape:'):
         config, kind = shape_config(str(model)[6:]), 'bfloat16' if dtype == 'auto' else dtype
-        return _build(config, dev, kind, seed, attn, str(model))
+        return _wide(_build(config, dev, kind, seed, attn, str(model)), dtype)
     torch, path = need('torch', 'quantize'), locate(model)
     kw = dict(dtype='auto' if dtype == 'auto' else getattr(torch, dtype))
     kw |= {'device_map': device_map} if device_map else {}
@@ -379,7 +391,7 @@ def load(model: str = 'demo',    # demo, smollm2-135m, a directory, a hub id, a 
     m = m if device_map else m.to(dev.torch)
     m.eval().requires_grad_(False)
     check_finite(m)
-    return Loaded(m, tok, name, path=path, device=dev, dtype=str(m.dtype).removeprefix('torch.'))
+    return _wide(Loaded(m, tok, name, path=path, device=dev, dtype=str(m.dtype).removeprefix('torch.')), dtype)
 
 # %% ../nbs/11_models.ipynb #635f7515
 TOKENIZERS_V5 = ('TokenizersBackend', 'SentencePieceBackend', 'PythonBackend')  # unknown to transformers 4

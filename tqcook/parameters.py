@@ -6,6 +6,7 @@
 __all__ = ['PARAMETERS', 'check']
 
 # %% ../nbs/06_parameters.ipynb #6362d2d4
+import contextlib
 import re
 import reprlib
 
@@ -26,6 +27,8 @@ climb  a scheme  scheme of the ladder
 concurrency  1 to 100000  requests at once
 context  at least 2  tokens in each window
 contexts  at least 1  tokens already in the cache
+engine  one of auto, trtllm, vllm, sglang  engine that shall load a directory, auto by its layout
+engine_for  one of auto, trtllm, vllm, sglang  engine whose layout is written, auto the first that holds the scheme
 device  like auto|cpu|cuda(:[0-9]{1,3})?  auto, cpu, cuda or cuda:N
 eval_windows  at least 0  held-out windows, 0 for every one
 exclude  like (?![*.]+$).+  patterns of layers to leave in BF16, not all of them
@@ -78,8 +81,10 @@ def _fits(value, rule: str) -> bool:
     kv = '+kv' if 'bf16' in rule else ''
     checks = {'a': lambda: value.removesuffix(kv) in names, 'one': lambda: value in bound.split(', '),
               'like': lambda: re.fullmatch(rest, str(value)) is not None,
-              'at': lambda: value >= float(bound), 'more': lambda: value > float(bound)}
-    return checks.get(word, lambda: float(word) <= value <= float(bound))()
+              'at': lambda: float(bound) <= value < float('inf'), 'more': lambda: float(bound) < value < float('inf')}
+    with contextlib.suppress(TypeError, AttributeError): # of another type
+        return checks.get(word, lambda: float(word) <= value <= float(bound))()
+    return False
 
 # %% ../nbs/06_parameters.ipynb #81a78cf2
 def check(
@@ -91,6 +96,7 @@ def check(
     for v in value if isinstance(value, list) else [value]:
         if rule and not _fits(v, rule):
             expected = f'{rule}: {meaning}' if not rule.startswith('like ') else meaning
-            more = suggest(str(v), SCHEMES) if rule.startswith('a scheme') else ''
+            known = SCHEMES if rule.startswith('a scheme') else rule.removeprefix('one of ').split(', ')
+            more = suggest(str(v), known)
             raise CookError(f'{name} is {reprlib.repr(v)}; expected {expected}{more}')
     return value

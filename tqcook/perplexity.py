@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['UNKNOWN', 'HFLogits', 'as_logits', 'is_loader', 'check_corpus', 'batch_sizes', 'evenly', 'Batch', 'Columns', 'feed',
-           'log_norm', 'finite', 'at', 'score_one', 'conditions', 'Scores', 'score']
+           'log_norm', 'finite', 'at', 'score_one', 'conditions', 'Scores', 'score', 'pace']
 
 # %% ../nbs/22_perplexity.ipynb #3e8a75de
 import contextlib
@@ -365,3 +365,20 @@ def score(loaded,         # `models.Loaded`, or anything that speaks the logits 
         columns.add(batch, found)
     feed(corpus, batch_size, run, progress=progress)
     return Scores(a.name, corpus.info(), columns.arrays(), time.perf_counter() - start)
+
+# %% ../nbs/22_perplexity.ipynb #ffa3eeaf
+def pace(loaded,      # `models.Loaded`, or anything that speaks the logits protocol
+         tokens=512,  # of a window
+        ) -> float:   # tokens a second
+    "How fast a model reads, measured on the call that will run: longer and longer pieces, two seconds at most."
+    import torch
+    a, took, sizes = as_logits(loaded), 0., [8 * 2**i for i in range(12)]
+    with torch.inference_mode():
+        for n in [*(n for n in sizes if n < tokens), tokens, tokens]:
+            ids = torch.arange(n)[None] * 7919 % a.vocab_size
+            begun = time.perf_counter()
+            a.head(a.hidden(ids)[0, -16:]).sum().item()  # a number at hand: the device has finished
+            took = time.perf_counter() - begun
+            if took > .4:
+                break
+    return n / took

@@ -11,7 +11,7 @@ import math
 import os
 import tempfile
 
-from .core import CookError
+from . import parameters
 from .paired import Paired, score_two
 from .perplexity import Columns, evenly, feed
 
@@ -83,8 +83,7 @@ class Live:
                  noise='rounding', # one of `NOISES`
                  seed=0,           # of the rounding
                 ):
-        if noise not in NOISES:
-            raise CookError(f'noise_floor is {noise!r}; expected {", ".join(NOISES)}')
+        parameters.check('noise_floor', noise)
         self.logits, self.chunk, self.noise, self.seed = logits, chunk, noise, seed
         self.why = 'not asked for' if noise == 'none' else ''
         if not self.why and not decoder_layers(getattr(logits, 'model', None)):

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from .checkpoint import FUSED, Checkpoint
 from .core import CookError, fmt_bytes, md_table
-from .device import detect
+from .device import detect, emulates_bf16
 from .formats import FORMATS, STORAGES, dequantize, round_e4m3, unpack
 from .fused import Unified, unify
 from .linears import SPANS, arithmetic, quantized_linear, reference_linear
@@ -97,8 +97,8 @@ def _check_arguments(kernels, dtype, activations):
         raise CookError(f'activations is {activations!r}; expected one of {", ".join(spans)}')
     if kernels == 'real' and dtype == 'float32':
         raise CookError("dtype is 'float32', but FP8 products come out in 16 bits; float32 needs kernels='reference'")
-    if dtype not in ('bfloat16', 'float16', 'float32'):
-        raise CookError(f'dtype is {dtype!r}; expected bfloat16, float16 or float32')
+    if dtype not in ('auto', 'bfloat16', 'float16', 'float32'):
+        raise CookError(f'dtype is {dtype!r}; expected auto, bfloat16, float16 or float32')
 
 # %% ../nbs/51_runtime.ipynb #ac063c47
 LAYOUTS = ('hf', 'compressed-tensors', 'deepseek')
@@ -195,7 +195,7 @@ def load(
     path, # directory of an exported checkpoint
     device: str = 'auto', # see `device.detect`
     kernels: str = 'real', # 'real': FP8 and INT8 products; 'reference': dequantized numbers, the same rounding, float32
-    dtype: str = 'bfloat16', # of everything that is not quantized
+    dtype: str = 'auto', # of everything that is not quantized: bfloat16 (float32 where a CPU emulates that)
     activations: str = 'auto', # what an input scale covers, see `linears.SPANS`; 'auto': as engines have it
     attn: str = 'auto', # 'auto', 'sdpa' or 'eager'; 'auto' takes eager where attention logits are soft-capped
     fast_accum: bool = True, # see `linears.fp8_mm`
@@ -204,6 +204,8 @@ def load(
     "Load a quantized checkpoint so that its linears compute from the stored tensors."
     _check_arguments(kernels, dtype, activations)
     dev, ck = detect(device), _open(path)
+    if dtype == 'auto':
+        dtype = 'float32' if dev.kind == 'cpu' and emulates_bf16() else 'bfloat16'
     model = skeleton(ck, dtype, _attention(ck, attn))
     slots = plan(ck, model)
     if not slots:
