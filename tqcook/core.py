@@ -69,6 +69,9 @@ def suggest(
         return f" (did you mean {' or '.join(map(repr, near))}?)"
     return f" (there are: {', '.join(options)})" if options else ''
 
+# %% ../nbs/00_core.ipynb #5a1e0b42
+warnings.filterwarnings('ignore', 'IProgress not found')  # of tqdm.auto, in others' packages: bars are text here
+
 # %% ../nbs/00_core.ipynb #93efba83
 def need(
     module: str, # module to import, such as 'modelopt.torch.quantization'

@@ -56,8 +56,7 @@ nav { columns:2; font-size:.92rem; color:var(--soft) }
 nav a { display:block; padding:.1rem 0 }
 footer { margin-top:3rem; padding-top:1rem; border-top:1px solid var(--line); color:var(--soft); font-size:.86rem }
 .badge { display:inline-block; padding:.1rem .7rem; border-radius:1rem; font-weight:600; color:#fff }
-.PASS { background:#1a7f4b }
-.FAIL { background:#c0392b }
+.PASS { background:#1a7f4b } .FAIL { background:#c0392b }
 .INCONCLUSIVE { background:#9a6700 }
 @media (max-width:36rem) { nav { columns:1 } main { padding:1.5rem 1rem 3rem } h1 { font-size:1.6rem } }
 @media print { main { max-width:none; padding:0 } }
