@@ -1,6 +1,7 @@
 """A new run against the gallery's: `python tests/bands.py runs/gpu` fails when a figure has left its band.
 
 Runs are paired by recipe, size and device. Quality may differ by what chance explains, sizes hardly, time by a third.
+What was written with another schema is not compared, and fails with a sentence; other versions of packages are named.
 """
 import json
 import math
@@ -42,8 +43,9 @@ def same_text(new, old):
 
 def deviations(new, old):
     "What has left its band, a sentence each."
-    if new['schema'] != old['schema']:
-        return [f"the gallery's run has schema {old['schema']}, this one {new['schema']}: run the gallery anew"]
+    schemas = [results.get('schema', 1) for results in (old, new)]
+    if schemas[0] != schemas[1]:
+        return [f"the gallery's run has schema {schemas[0]}, this one {schemas[1]}: run the older one anew"]
     found = []
     if look(new, 'quality.verdict') != look(old, 'quality.verdict'):
         found.append(f"the verdict is {look(new, 'quality.verdict')}, was {look(old, 'quality.verdict')}")
@@ -54,13 +56,22 @@ def deviations(new, old):
     found += by_chance(new, old, 'top1_agreement', .002)
     found += relative(new, old, 'size_bytes.quantized', .01)
     a, b = look(new, 'seconds.total'), look(old, 'seconds.total')
-    if a > SLOWER * b and a > b + 5:
+    if None not in (a, b) and a > SLOWER * b and a > b + 5:
         found.append(f'seconds.total is {a:.1f}, was {b:.1f}: more than {SLOWER} times as long')
     return found
 
 
+def versions(new, old):
+    "Packages that differ, a sentence each: no failure, but often the reason for one."
+    for name in 'torch', 'transformers', 'modelopt', 'tensorrt_llm':
+        a, b = (look(results, f'environment.{name}') for results in (new, old))
+        if a != b:
+            yield f"(made with {name} {a or 'absent'}, the gallery's with {b or 'absent'})"
+
+
 def key(results):
-    return results['recipe'], results.get('size'), look(results, 'model.name'), look(results, 'environment.device.name')
+    paths = 'recipe', 'size', 'model.name', 'environment.device.name'
+    return tuple(look(results, path) for path in paths)
 
 
 def read_all(folder):
@@ -81,8 +92,10 @@ def main(folder, gallery=GALLERY):
             print(f'{path.parent}: nothing like it in the gallery')
             continue
         left = deviations(results, old[k][1])
-        code = code or bool(left)
-        print(f'{path.parent}: ' + ('within its bands' if not left else 'OUT OF ITS BANDS'), *left, sep='\n  ')
+        out = bool(left)
+        code = code or out
+        left += versions(results, old[k][1])
+        print(f'{path.parent}: ' + ('OUT OF ITS BANDS' if out else 'within its bands'), *left, sep='\n  ')
     return int(code)
 
 

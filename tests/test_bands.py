@@ -64,12 +64,30 @@ def test_another_text_has_another_perplexity():
     assert bands.deviations(new, RUN) == []
 
 
-def test_another_version_is_said(tmp_path, capsys):
-    for folder, schema in ('old', 1), ('new', 2):
+def held(tmp_path, old, new):
+    "The exit code of a comparison of these two runs."
+    for folder, results in ('old', old), ('new', new):
         (tmp_path/folder).mkdir()
-        (tmp_path/folder/'results.json').write_text(json.dumps(RUN | {'schema': schema}))
-    assert bands.main(tmp_path/'new', tmp_path/'old') == 1
-    assert 'run the gallery anew' in capsys.readouterr().out
+        (tmp_path/folder/'results.json').write_text(json.dumps(results))
+    return bands.main(tmp_path/'new', tmp_path/'old')
+
+
+@pytest.mark.parametrize('old', [RUN | {'schema': 1}, {k: v for k, v in RUN.items() if k != 'schema'} | {'engine': {}}],
+                         ids=['named', 'unnamed'])
+def test_another_schema_is_refused_with_a_sentence(tmp_path, capsys, old):
+    assert held(tmp_path, old, RUN) == 1
+    assert "the gallery's run has schema 1, this one 2: run the older one anew" in capsys.readouterr().out
+
+
+def test_other_versions_are_named_and_compared(tmp_path, capsys):
+    new = changed('environment.torch', '2.13.0')
+    assert held(tmp_path, changed('environment.torch', '2.11.0'), new) == 0
+    out = capsys.readouterr().out
+    assert 'within its bands' in out and "(made with torch 2.13.0, the gallery's with 2.11.0)" in out
+
+
+def test_a_run_without_seconds_is_compared():
+    assert bands.deviations(changed('seconds', {}), RUN) == []
 
 
 def test_the_gallery_is_within_its_own_bands(tmp_path, capsys):
