@@ -13,6 +13,15 @@ ROOT = Path(__file__).resolve().parent.parent
 GALLERY = 'h200', 'cpu'  # a recipe is shown as it ran on the first of these
 
 
+REMEMBER = '''
+- Recipes get something done: `tqcook list`, `tqcook run NAME -p key=value`. Notebooks explain the library.
+- An unknown parameter is an error before anything runs.
+- Exit codes: 0 done or PASS, 1 error, 2 usage, 10 FAIL, 11 INCONCLUSIVE.
+- What a run found is in `results.json`. Fake quantization, random weights and skipped stages are called that.
+- The library is `tqcook/`, exported from `nbs/`: edit notebooks, then `make prepare`.
+'''
+
+
 def notebook(path):
     return json.loads(path.read_text(encoding='utf-8'))
 
@@ -73,7 +82,13 @@ def copied(path, source, more=''):
     "Put a page of Markdown where it stands in the repository."
     target = source/path.relative_to(ROOT)
     target.parent.mkdir(parents=True, exist_ok=True)
-    target.write_text(linked(path.read_text(encoding='utf-8'), path.parent) + more, encoding='utf-8')
+    text = path.read_text(encoding='utf-8')
+    target.write_text(linked(text, path.parent) + more, encoding='utf-8')
+    for link in re.findall(r'\]\(([\w./-]+)\)', text):
+        file = path.parent/link
+        if file.is_file() and file.suffix not in ('.md', '.ipynb'):
+            (target.parent/link).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(file, target.parent/link)
 
 
 def toctree(caption, names):
@@ -89,8 +104,10 @@ def entry(path):
 def llms(pages):
     "What a language model needs to find its way: a title, a summary, a list of pages."
     lines = ['# tqcook', '', f"> {title(ROOT/'nbs/index.ipynb')[1]}"]
+    lines += REMEMBER.rstrip('\n').split('\n')
     for caption, paths in pages.items():
         lines += ['', f'## {caption}', '', *map(entry, paths)]
+    lines += ['', '## Measured', '', '- [Gallery](recipes/gallery/README.html): every format by model and device']
     return '\n'.join(lines) + '\n'
 
 
@@ -113,13 +130,10 @@ def assemble(source):
     names = [(path.parent.relative_to(gallery).as_posix(), path.stem) for path in runs()]
     copied(gallery/'README.md', source, '\n' + toctree('Runs', [f'{name} <{name}/{stem}>' for name, stem in names]))
     others = [name for name in ('CONTRIBUTING.md', 'CHANGELOG.md') if (ROOT/name).exists()]
-    for name in others:
+    for name in ['README.md', *others]:
         copied(ROOT/name, source)
-    (source/'recipes/params').mkdir()
-    for name in 'LICENSE', 'settings.ini', 'recipes/params/smoke.yaml':  # what pages link to beside pages
-        shutil.copy(ROOT/name, source/name)
-    readme = re.sub(r'^<!--.*?-->\n', '', (ROOT/'README.md').read_text(encoding='utf-8'))
-    readme = linked(readme, ROOT)
+    (source/'README.md').rename(source/'index.md')
+    readme = re.sub(r'^<!--.*?-->\n', '', (source/'index.md').read_text(encoding='utf-8'))
     trees = [
         toctree('Recipes', [f'recipes/{p.stem}' for p in recipes] + ['recipes/gallery/README']),
         toctree('Notebooks', [f'nbs/{p.stem}' for p in notebooks]),

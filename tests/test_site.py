@@ -8,6 +8,7 @@ import pytest
 
 from make_readme import ROOT
 from test_links import dead
+from tqcook.recipe import EXIT
 
 sys.path.insert(0, str(ROOT/'docs'))
 import build
@@ -25,6 +26,8 @@ def test_every_notebook_has_a_page(source):
         for path in (ROOT/name).glob('[0-9]*.ipynb'):
             assert (folder/name/path.name).exists()
             assert f'({name}/{path.stem}.html)' in llms
+    assert llms.startswith('# tqcook\n\n> ') and '(recipes/gallery/README.html)' in llms
+    assert '0 done or PASS' in llms and sorted(EXIT.values()) == [0, 10, 11]
     index = (folder/'index.md').read_text()
     assert 'recipes/gallery/README' in index and index.count('```{toctree}') == 3
 
