@@ -83,12 +83,21 @@ def test_goals():
     assert 'With less risk: int8_wo' in said and fast.goal == 'throughput'
 
 
+def test_what_a_smaller_cache_adds():
+    long = 'An FP8 KV cache would add'
+    assert long in named('h200', batch=64, context=16384)[1]
+    assert long not in named('h200')[1] and long not in named('h200', batch=64, context=16384, kv='fp8')[1]
+    assert long not in named('a100', batch=64, context=16384)[1] # it has no FP8
+
+
 def test_models_that_need_several_gpus():
     big = dict(model_type='llama', hidden_size=8192, intermediate_size=28672, num_hidden_layers=80,
                num_attention_heads=64, num_key_value_heads=8, vocab_size=128256)
     a = advise('h100', big, batch=16, context=8192)
     gpus = {o.scheme: o.gpus for o in a.options if o.fits}
     assert gpus['none'] > gpus['fp8'] >= gpus['int4_awq']
+    split = {o.gpus: o.split for o in a.options if o.fits}
+    assert split[1] == 'tp 1, pp 1' if 1 in split else split[min(split)] == f'tp {min(split)}, pp 1'
     with pytest.raises(CookError, match='nothing runs and fits'):
         advise('t4', big, batch=4096, context=100_000)
 

@@ -243,6 +243,16 @@ def test_values_of_any_type_never_escape_as_a_traceback(make, tmp_path):
                 card.model_card(d)
         f.write_text(good)
 
+def test_bytes_of_the_exported_demonstration_model(demo_fp8, demo_int8_sq, demo_int8_wo):
+    "What `costs` counts from the config is what really lies in the file: within 1 %."
+    from tqcook import costs, shapes
+    for path, scheme in (demo_fp8, 'fp8'), (demo_int8_sq, 'int8_sq'), (demo_int8_wo, 'int8_wo'):
+        c = Checkpoint.open(path)
+        s = shapes.shape_of(path)
+        counted = costs.linear_bytes(s, scheme) + 2 * (s.total - s.linear)
+        assert c.nbytes == pytest.approx(counted, rel=.01), scheme
+
+
 def test_the_exported_demonstration_model(demo_fp8, demo_int8_sq, demo_int8_wo):
     "What quantize.export writes gives the findings of its scheme (FP8's q/k/v scales differ: ModelOpt leaves them)."
     assert set(check(demo_fp8, device='h100', deep=True).codes) - FUSED == EXPECTED['fp8']

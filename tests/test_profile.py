@@ -1,4 +1,7 @@
 "Profiles of a small decoder, kinds of kernels by name, and what points say, held against points made by hand."
+from dataclasses import replace
+from types import SimpleNamespace
+
 import pytest
 
 from tqcook import profile
@@ -60,6 +63,15 @@ def test_calls_are_those_of_python():
     assert calls == 2 and shares['products'] > 0 and shares['attention'] == 0 # t, mm and more are linear's own
 
 
+def test_kernels_of_a_gpu_are_told_from_the_rest():
+    torch = pytest.importorskip('torch')
+    cpu, gpu = torch.autograd.DeviceType.CPU, torch.autograd.DeviceType.CUDA
+    seen = [('aten::mm', cpu, False), ('nvjet_tst', gpu, False), ('quantize_input', gpu, True), ('Memset', gpu, False)]
+    events = [SimpleNamespace(name=n, device_type=t, is_user_annotation=a) for n, t, a in seen]
+    kept = profile._kernels(SimpleNamespace(events=lambda: events))
+    assert [e.name for e in kept] == ['nvjet_tst', 'Memset']
+
+
 def test_a_profile(decoders):
     c = Ceilings('this CPU, roughly', 1e10, dict(bf16=5e10, int8=1e11), 1e-5, True)
     work = dict(batches=[1, 2], contexts=[16], prompts=[(1, 32)], steps=2, repeats=2, name='tiny')
@@ -73,6 +85,18 @@ def test_a_profile(decoders):
     assert [p.dtype for p in both.points] == ['bf16'] * 3 + ['int8'] * 3
     d = both.to_dict()
     assert d['ceilings']['measured'] and set(d['points'][0]) >= {'predicted', 'measured', 'error', 'tokens_per_second'}
+
+
+def test_a_model_of_the_general_tier():
+    pytest.importorskip('torch')
+    from tqcook import models
+    m = models.tiny('gpt2')
+    c = Ceilings('this CPU, roughly', 1e10, dict(bf16=5e10), 1e-5, True)
+    found = profile.profile(m, c, batches=[1, 2], contexts=[16], prompts=[(1, 32)], steps=2, repeats=2, name='gpt2')
+    assert [(p.phase, p.batch) for p in found.points] == [('decode', 1), ('decode', 2), ('prefill', 1)]
+    assert all(p.calls > 10 and p.kinds['products'] > 0 and p.scheme == 'none' for p in found.points)
+    far = profile.profile(m, c, batches=[1], contexts=[4096], prompts=[])
+    assert 'positions of the model' in far.missed[0] and not far.points
 
 
 def test_work_that_a_decoder_cannot_do_is_missed_and_told(decoders):
@@ -102,7 +126,9 @@ def test_what_the_numbers_say():
     assert 'fp8 does not pay in prefill on m: 0.80 times' in told
     assert 'waits for memory' in told and 'waits for arithmetic' in told and 'near neither' not in told
     idle = profile.says(Profile(GPU, [point(bandwidth_share=.02)]))
-    assert 'near neither: 7 kernels or calls a layer have to start, and products take 80% of the time' in idle
+    assert 'near neither: its time goes to 7 kernels or calls a layer, 80% of it to products.' in idle
+    busy = replace(GPU, note='medians; the load is 9 on 2 cores: other work runs here')
+    assert 'While that was measured, the load is 9' in profile.says(Profile(busy, [point()])) and 'While' not in idle
 
 
 def test_the_figure():

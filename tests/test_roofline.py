@@ -75,6 +75,12 @@ def test_predictions_against_measurements(by):
     assert statistics.median(prompts) <= .2 # nothing was fitted to these
 
 
+def test_the_spread_is_what_predictions_are_off_by():
+    off = [abs(p / m - 1) for _, _, p, m in compared()]
+    inside = sum(e <= roofline.SPREAD for e in off) / len(off)
+    assert inside >= .9 and sorted(off)[int(.8 * len(off))] > roofline.SPREAD / 2 # neither too narrow nor too wide
+
+
 def test_points_cover_what_they_should():
     ours = [(work, name) for work, name, *_ in compared() if work[0] == 'h100']
     assert len(ours) >= 24

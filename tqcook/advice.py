@@ -44,6 +44,7 @@ class Option(Result):
     tokens_per_second: float|None = None
     request_seconds: float|None = None # from prompt to last token
     gpus: int|None = None
+    split: str = '' # how they share the model
     requests: int|None = None # that the cache has room for
     bound: str = ''
     risk: str = ''
@@ -114,7 +115,7 @@ def _option(shape, device, ceilings, scheme, kv, work, version):
     except CookError as e:
         out.why = str(e)
         return out
-    out.gpus, out.requests = plan.gpus, plan.requests
+    out.gpus, out.requests, out.split = plan.gpus, plan.requests, f'tp {plan.tp}, pp {plan.pp}'
     out.tokens_per_second, out.request_seconds, out.bound = _speed(shape, ceilings, scheme, kv, work, plan.gpus)
     out.gain = out.tokens_per_second / _speed(shape, ceilings, 'none', kv, work, plan.gpus)[0]
     return out
@@ -136,22 +137,32 @@ def _careful(best, options):
         return []
     return [f'With less risk: {safe.scheme}, {safe.gain:.2f} times ({safe.risk}).']
 
+# %% ../nbs/62_advice.ipynb #e1d1b1bc
+def _smaller_cache(best, shape, ceilings, work):
+    "A sentence about what keys and values in FP8 add, when that is worth a word."
+    now, then = (_speed(shape, ceilings, best.scheme, kv, work, best.gpus)[0] for kv in ('none', 'fp8'))
+    if then < 1.05 * now:
+        return []
+    return [f'An FP8 KV cache would add {then / now - 1:.0%} to that, and room for twice the requests.']
+
 # %% ../nbs/62_advice.ipynb #a175937a
-def _reasons(best, options, device, shape, ceilings, context):
+def _reasons(best, options, device, shape, ceilings, work, kv):
     "Sentences: why this one, and why not the ones that people ask for."
     out = []
     if best.scheme == 'none':
         out.append(f'No format is worth its risk for this work on {device.name}.')
     else:
-        more = f' on {best.gpus} GPUs' if best.gpus > 1 else ''
+        more = f' on {best.gpus} GPUs ({best.split})' if best.gpus > 1 else ''
         out.append(f'Take {best.scheme}: {best.gain:.2f} times the tokens of 16 bits{more}, '
                    f'decoding is bound by {best.bound}; {best.risk}, so measure it on your own model and text.')
         if get(best.scheme).weight_only:
-            until = pays_until(shape, ceilings, best.scheme, context)
+            until = pays_until(shape, ceilings, best.scheme, work[1])
             out.append('It saves memory, not arithmetic: '
                        f'decoding gains up to {until} requests at once, a prompt never.')
     if best.scheme != 'none' and MEASURED_KL.get(best.scheme, 1.) > .01:
         out += _careful(best, options)
+    if kv == 'none' and runs_on('fp8', device).native:
+        out += _smaller_cache(best, shape, ceilings, work)
     asked = [o for o in options if not o.runs and o.scheme in ('fp8', 'int8_token', 'nvfp4')]
     for o in asked:
         instead = [x.scheme for x in options if x.runs and x.fits and x.scheme != 'none'][:2]
@@ -202,5 +213,5 @@ def advise(
         best = next(o for o in good if o.scheme == 'none')
     rest = [o for o in found if o not in good]
     name = model if isinstance(model, str) else shape.family
-    reasons = _reasons(best, good + rest, device, shape, ceilings, context)
+    reasons = _reasons(best, good + rest, device, shape, ceilings, work, kv)
     return Advice(device.name, name, goal, batch, context, output, best.scheme, reasons, good + rest)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['KINDS', 'kind_of', 'time_by_kind', 'Point', 'Profile', 'profile', 'plot', 'says']
 
-# %% ../nbs/64_profile.ipynb #3e4bf5ec
+# %% ../nbs/64_profile.ipynb #3cc1be36
 import contextlib
 import os
 import re
@@ -14,10 +14,10 @@ from dataclasses import dataclass, field
 from itertools import combinations
 from unittest import mock
 
-from . import bench, fused, linears
+from . import bench, fused, linears, models
 from .core import CookError, Markdown, Result, esc, md_table
 from .costs import check_counts, work_of
-from .roofline import Ceilings, predict
+from .roofline import Ceilings, predict, time_of
 from .shapes import shape_of
 
 # %% ../nbs/64_profile.ipynb #a26fae82
@@ -55,12 +55,12 @@ def _named():
     with mock.patch.object(linears, 'quantize_input', told), mock.patch.object(fused, 'quantize_input', told):
         yield
 
-# %% ../nbs/64_profile.ipynb #38ae5b08
+# %% ../nbs/64_profile.ipynb #6453a674
 def _kernels(prof):
     "The kernels that a profiler saw on the GPU, without the ranges that annotations span."
     import torch
     for e in prof.events():
-        if e.device_type == torch.autograd.DeviceType.CUDA and not e.is_user_annotation:
+        if e.device_type == torch.autograd.DeviceType.CUDA and not getattr(e, 'is_user_annotation', False):
             yield e
 
 # %% ../nbs/64_profile.ipynb #dd9c2537
@@ -132,31 +132,50 @@ class Point(Result):
     def format(self):
         return self.scheme.replace('none', 'bf16') + '+kv' * (self.kv == 'fp8')
 
-# %% ../nbs/64_profile.ipynb #9775638b
+# %% ../nbs/64_profile.ipynb #941adc5e
+def _general_step(m, phase, batch, context):
+    "A step of a `models.Loaded`, ready to run."
+    import torch
+    draw = lambda n: torch.randint(0, m.vocab_size, (batch, n), device=m.device.torch)
+    ids, one = draw(context), draw(1)
+    if phase == 'prefill':
+        return lambda: m.model(ids, use_cache=True, logits_to_keep=1)
+    cache = m.model(ids, use_cache=True, logits_to_keep=1).past_key_values
+    def run():
+        m.model(one, past_key_values=cache)
+        cache.crop(context)
+    return run
+
+# %% ../nbs/64_profile.ipynb #81bc6a53
 def _measured(d, phase, batch, context, steps, repeats):
-    "(seconds, {kind: share}, calls of a layer) of a step."
+    "(seconds, {kind: share}, calls) of a step."
     import torch
     cuda = d.device.kind == 'cuda'
-    if phase == 'decode':
-        seconds = bench.decode(d, batch, context, steps, repeats).seconds
-        run, _ = bench.decode_step(d, batch, context, 8)
-    else:
-        seconds = bench.prefill(d, batch, context, repeats).seconds
-        run = bench.prefill_step(d, batch, context)
     with torch.inference_mode():
+        if isinstance(d, models.Loaded):
+            run = _general_step(d, phase, batch, context)
+            seconds = time_of(run, cuda, repeats)
+        elif phase == 'decode':
+            seconds = bench.decode(d, batch, context, steps, repeats).seconds
+            run, _ = bench.decode_step(d, batch, context, steps + 8) # the same room: a cache is used again
+        else:
+            seconds = bench.prefill(d, batch, context, repeats).seconds
+            run = bench.prefill_step(d, batch, context)
         run()
-        kinds, calls = time_by_kind(run, cuda)
-    return seconds, kinds, calls / d.arch.layers
+        return seconds, *time_by_kind(run, cuda)
 
-# %% ../nbs/64_profile.ipynb #7569a590
+# %% ../nbs/64_profile.ipynb #ff8ed72f
 def _point(d, ceilings, name, phase, batch, context, steps, repeats):
     "Measure a step, and predict it."
-    shape, scheme = shape_of(d.config), d.scheme or 'none'
+    general = isinstance(d, models.Loaded)
+    shape, scheme, kv = shape_of(d.config), d.scheme or 'none', 'none' if general else d.kv
     seconds, kinds, calls = _measured(d, phase, batch, context, steps, repeats)
-    p = predict(shape, ceilings, scheme, d.kv, phase, batch, context, calls=0 if d.fast else calls)
-    w = work_of(shape, phase, batch, context, scheme, d.kv)
+    calls /= shape.layers
+    fused = not general and d.fast
+    p = predict(shape, ceilings, scheme, kv, phase, batch, context, calls=0 if fused else calls)
+    w = work_of(shape, phase, batch, context, scheme, kv)
     shares = w.total_bytes / seconds / ceilings.bandwidth, w.total_ops / seconds / ceilings.rate(p.dtype)
-    return Point(name, scheme, d.kv, phase, batch, context, seconds, p.seconds, p.bound, w.total_ops, w.total_bytes,
+    return Point(name, scheme, kv, phase, batch, context, seconds, p.seconds, p.bound, w.total_ops, w.total_bytes,
                  p.dtype, *shares, kinds, calls, p.note)
 
 # %% ../nbs/64_profile.ipynb #05e98017
@@ -221,9 +240,9 @@ class Profile(Result):
         missed = [f'- not measured: {esc(m)}' for m in self.missed]
         return '\n'.join([md_table(map(_row, self.points), _HEAD), '', *missed])
 
-# %% ../nbs/64_profile.ipynb #68713da0
+# %% ../nbs/64_profile.ipynb #615928cb
 def profile(
-    d, # decoder.Decoder, as it was loaded
+    d, # decoder.Decoder, or models.Loaded of the general tier
     ceilings: Ceilings, # of its device, measured
     batches: list = (1, 4, 16), # sequences decoded together
     contexts: list = (512,), # tokens already in the cache
@@ -240,7 +259,9 @@ def profile(
     for phase, batch, context in jobs:
         last = context + steps + 8 if phase == 'decode' else context
         try:
-            d.reach(last)
+            most = d.context if isinstance(d, models.Loaded) else d.arch.context
+            if last > most:
+                raise CookError(f'{last} tokens are more than the {most} positions of the model')
             out.points.append(_point(d, ceilings, name or d.name, phase, batch, context, steps, repeats))
         except CookError as e:
             out.missed.append(f'{name or d.name}, {phase}, {batch} x {context} tokens: {e}')
@@ -282,7 +303,7 @@ def plot(
     plt.close(fig)
     return fig
 
-# %% ../nbs/64_profile.ipynb #4af600d0
+# %% ../nbs/64_profile.ipynb #de17c7e2
 def _near(t):
     "A sentence about a point: how near it comes to which ceiling."
     shares = f'{t.bandwidth_share:.0%} of the bandwidth and {t.rate_share:.0%} of the rate'
@@ -290,8 +311,8 @@ def _near(t):
            f'operations a byte and reaches {shares}')
     if max(t.bandwidth_share, t.rate_share) < .3:
         most = max(t.kinds, key=t.kinds.get, default='rest')
-        return (f'{out}, near neither: {t.calls:.0f} kernels or calls a layer have to start, and {most} '
-                f'take{"s" * (most[-1] != "s")} {t.kinds.get(most, 1):.0%} of the time.')
+        return (f'{out}, near neither: its time goes to {t.calls:.0f} kernels or calls a layer, '
+                f'{t.kinds.get(most, 1):.0%} of it to {most}.')
     waits = 'memory' if t.bandwidth_share >= t.rate_share else 'arithmetic'
     return f'{out}: it waits for {waits}.'
 
@@ -310,7 +331,7 @@ def _pays(p, mine):
     return (f'{first.format} {told} in {first.phase} on {first.model}: {_span(measured)} times as fast as BF16, '
             f'{_span(predicted)} predicted.')
 
-# %% ../nbs/64_profile.ipynb #6cdb36d2
+# %% ../nbs/64_profile.ipynb #cf51457a
 def says(
     p: Profile,
 ) -> Markdown: # a paragraph
@@ -320,6 +341,7 @@ def says(
     out = [f'{c.device} moves {c.bandwidth / 1e9:,.0f} GB/s in a large copy and computes at best {bf16 / 1e12:,.3g} '
            f'TFLOP/s in BF16: a step with fewer than {bf16 / c.bandwidth:,.0f} operations a byte should wait '
            'for memory.']
+    out += [f'While that was measured, {n}.' for n in c.note.split('; ') if 'other work' in n]
     for t in filter(p.gain, p.points):
         groups.setdefault((t.model, t.format, t.phase), []).append(t)
     for (_, form, _), mine in sorted(groups.items(), key=lambda g: g[0][1] != 'bf16'):
