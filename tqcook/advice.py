@@ -115,7 +115,8 @@ def _option(shape, device, ceilings, scheme, kv, work, version):
     except CookError as e:
         out.why = str(e)
         return out
-    out.gpus, out.requests, out.split = plan.gpus, plan.requests, f'tp {plan.tp}, pp {plan.pp}'
+    out.gpus, out.requests = plan.gpus, plan.requests
+    out.split = f'tp {plan.tp}, pp {plan.pp}'
     out.tokens_per_second, out.request_seconds, out.bound = _speed(shape, ceilings, scheme, kv, work, plan.gpus)
     out.gain = out.tokens_per_second / _speed(shape, ceilings, 'none', kv, work, plan.gpus)[0]
     return out
@@ -202,7 +203,9 @@ def advise(
         raise CookError(f'{device.name} is no GPU, and TensorRT-LLM runs on NVIDIA GPUs only; name one, as in h100')
     _check_work(config_of(model), batch, context, output)
     shape, work = sized(model), (batch, context, output)
-    ceilings = ceilings or device.here and kept(device) or from_datasheet(device)
+    if not ceilings and device.here:
+        ceilings = kept(device)
+    ceilings = ceilings or from_datasheet(device)
     found = [_option(shape, device, ceilings, n, kv, work, trtllm) for n in ('none', *SCHEMES)]
     good = sorted((o for o in found if o.runs and o.fits), key=_ORDER[goal])
     worth = [o for o in good if goal != 'quality' or o.scheme != 'none']
