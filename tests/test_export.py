@@ -117,6 +117,17 @@ def test_the_legacy_layout_is_read_back(cut, tmp_path, monkeypatch, spoil):
     assert (tmp_path/'c').exists() == (spoil is None)
 
 
+def test_a_part_of_a_fused_product_cannot_be_left_out(cut, tmp_path):
+    for exclude, good in (['*.q_proj'], False), (['*.up_proj'], False), (['*.q_proj', '*.k_proj', '*.v_proj'], True):
+        q = quantize.quantize(models.tiny('llama'), cut, 'fp8', exclude=exclude, progress=False)
+        if good:
+            export.export(q, tmp_path/'c')
+        else:
+            with pytest.raises(CookError, match='engines fuse into one product'):
+                export.export(q, tmp_path/'c')
+        assert (tmp_path/'c').exists() == good
+
+
 def test_experts_have_no_legacy_layout(cut, tmp_path):
     q = quantize.quantize(models.tiny('mixtral'), cut, 'int8_token', progress=False)
     with pytest.raises(CookError, match='take another layout'):

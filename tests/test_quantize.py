@@ -492,7 +492,8 @@ def test_options_that_make_no_sense_are_refused(llama, kw, said):
     [
         (None, 'no samples'),
         (SimpleNamespace(windows=[]), 'no samples'),
-        (SimpleNamespace(windows=[np.array([], int)]), 'window 0 is empty'),
+        (SimpleNamespace(windows=[np.array([], int)]), 'window 0 has 0 tokens'),
+        (SimpleNamespace(windows=[np.ones(9999, int)]), '9999 tokens, expected 1 to 512'),
         (
             SimpleNamespace(windows=[np.array([1, 2]), np.array([3, 4096])]),
             "window 1 has token 4096, beyond the model's vocabulary of 4096",

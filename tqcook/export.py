@@ -12,10 +12,11 @@ import time
 from pathlib import Path
 
 from . import card, passport, schemes
+from .checkpoint import FUSED
 from .core import CookError, atomic_dir, need, read_json, suggest, write_json
 from .formats import E4M3_MAX, FORMATS, STORAGES, dequantize, quantize, scales_of, unpack
 from .legacy import legacy_card, read_legacy, row_sums, write_legacy
-from .models import TOKENIZERS_V5, quiet, rope_settings
+from .models import TOKENIZERS_V5, linears, quiet, rope_settings
 from .preflight import saved
 from .quantize import Quantized, quantizers
 
@@ -383,6 +384,18 @@ def _check_layout(scheme, layout, kv):
         raise CookError(f"{layout} says nothing of the KV cache; take layout 'hf', or kv 'none' and the server's own "
                         f"option")
 
+# %% ../nbs/36_export.ipynb #61e01a60
+def _check_fused(model):
+    "Refuse a fused product of which a part is left out: loaders would take all of it for unquantized, or fail."
+    on = {n.removesuffix('.weight_quantizer') for n in quantizers(model, 'weight')}
+    for n in linears(model).keys() - on:
+        parent, _, leaf = n.rpartition('.')
+        for parts in FUSED.values():
+            beside = {f'{parent}.{p}' for p in parts} & on if leaf in parts else set()
+            if beside:
+                raise CookError(f'{n} is left out and {min(beside)} is quantized, which engines fuse into one '
+                                f'product; exclude all of {", ".join(parts)}, or none')
+
 # %% ../nbs/36_export.ipynb #270dd274
 def export(
     quantized: Quantized, # from `quantize`
@@ -401,6 +414,7 @@ def export(
     if backend and schemes.trtllm_support(q.scheme, '1.2.1', backend).how == 'refused':
         raise CookError(schemes.trtllm_support(q.scheme, '1.2.1', backend).why)
     model = q.loaded.model
+    _check_fused(model)
     about = q.loaded.to_dict()
     with atomic_dir(out_dir) as tmp:
         if layout == 'trtllm_legacy':

@@ -408,11 +408,11 @@ def _smoothing_warnings(o, untried, rest):
 # %% ../nbs/34_quantize.ipynb #369a5f04
 def _check_windows(windows, loaded, s):
     if s.calibrates and not windows:
-        raise CookError(f'{s.name} needs calibration text and got no samples; give at least one window (512 of 512 '
-                        f'tokens are customary)')
+        raise CookError(f'{s.name} needs calibration text and got no samples (512 of 512 tokens are customary)')
     for i, w in enumerate(windows):
-        if not len(w):
-            raise CookError(f'calibration window {i} is empty; expected at least one token')
+        if not 0 < len(w) <= loaded.context:
+            raise CookError(f'calibration window {i} has {len(w)} tokens, expected 1 to {loaded.context}, the '
+                            f'positions of {loaded.name} (calib_length)')
         if w.max() >= loaded.vocab_size or w.min() < 0:
             raise CookError(f"calibration window {i} has token {int(w.max())}, beyond the model's vocabulary of "
                             f"{loaded.vocab_size}: the text was cut with another model's tokenizer")
