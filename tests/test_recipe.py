@@ -35,8 +35,8 @@ def test_a_recipe_without_its_tag_is_refused(toy, cook):
 
 @pytest.mark.parametrize('text, said', [
     ('toy: {nn: 1}', "did you mean 'n'?"), ('toy: {n: many}', 'expected int'), ('toy: {fast: 1}', 'expected bool'),
-    ('toy: 3', 'one section'), ('toy: {n: [', 'not valid YAML'), ('toy: {n: 1}\ntoy: {n: 2}', "'toy' twice"),
-    ('toy: {n: 1, n: 2}', "'n' twice"), ('all: {model: m, tokens: 3}', 'which has no parameter tokens'),
+    ('toy: 3', 'one section'), ('toy: {n: [', 'not valid YAML'), ('toy: {n: 1}\ntoy: {n: 2}', "'toy' stands twice"),
+    ('toy: {n: 1, n: 2}', "'n' stands twice"), ('all: {model: m, tokens: 3}', 'which has no parameter tokens'),
     ('toi: {n: 1}', "not for recipe toy (did you mean 'toi'?)"), ('toy: {n: 012}', "n is '012'"),
     ('toy: {n: 1:30}', "n is '1:30'"), ('toy: {rate: 1:30.5}', "rate is '1:30.5'"),
     ('toy: {rate: .nan}', 'expected float')])

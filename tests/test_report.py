@@ -1,5 +1,7 @@
 "The report: one file, no code, no network, nothing of the data obeyed."
 import re
+import shutil
+import subprocess
 from html.parser import HTMLParser
 
 import pytest
@@ -77,3 +79,34 @@ def test_no_empty_cells(toy, cook):
     assert cook()[0] == 0
     page = (toy/'runs/toy/report.html').read_text()
     assert not re.search(r'<td[^>]*>\s*</td>', page) and not re.search(r'<thead>\s*<tr>\s*<th></th>\s*<th></th>', page)
+
+CHROMIUM = next(filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome'))), '')
+RUNS = "document.documentElement.setAttribute('data-ran','yes');alert(1)"
+ACTIVE = [f'<script>{RUNS}</script>', f'<img src=x onerror="{RUNS}">', f'<svg onload="{RUNS}">', f'<body onload="{RUNS}">',
+          f'"><script>{RUNS}</script>', f'[x](javascript:{RUNS})', f'<iframe srcdoc="<script>parent.{RUNS}</script>">',
+          f'<details open ontoggle="{RUNS}">', f'</style><script>{RUNS}</script>', f'</title><script>{RUNS}</script>',
+          f'~~~\n</code></pre><script>{RUNS}</script>', f'<math><mtext></p><img src=x onerror="{RUNS}">']
+
+def opened(page, folder):
+    "What a browser makes of a page, its code run: the document that stands in it after two seconds."
+    return subprocess.run([CHROMIUM, '--headless', '--no-sandbox', '--disable-gpu', '--disable-dev-shm-usage',
+                           f'--user-data-dir={folder}/profile',
+                           '--virtual-time-budget=2000', '--dump-dom', page.as_uri()], capture_output=True, text=True,
+                          timeout=60, check=True).stdout
+
+@pytest.mark.heavy
+@pytest.mark.skipif(not CHROMIUM, reason='no Chromium here')
+def test_a_browser_finds_nothing_to_run(toy, cook, tmp_path):
+    "No dialog (it would hold the browser), no code that ran; the control shows what would have been seen."
+    body = (f'from IPython.display import HTML, Markdown, display\nfor evil in {ACTIVE!r}:\n    print(evil)\n    display('
+            "Markdown(core.md_table([(evil, evil)], ['a', evil])), Markdown(evil), HTML(evil))")
+    finish = (f'evil = {" ".join(ACTIVE)!r}\nrecipe.finish(dict(model=dict(name=evil), checkpoint=evil, quality=dict('
+              f"source=evil, reasons=[evil], verdict='FAIL'), details=dict(advice={ACTIVE!r}), {NOWHERE}))")
+    write_recipe(toy/'recipes', START, body, finish, name='01_toy.ipynb', params=PARAMS, title='# ' + ''.join(ACTIVE[:3]))
+    assert cook('-p', f'model={ACTIVE[0]}')[0] == 0
+    dom = opened(toy/'runs/toy/report.html', tmp_path)
+    assert 'Conditions' in dom and 'data-ran="yes"' not in dom and not re.search('<(script|iframe|svg onload)', dom)
+    live = '\n'.join(ACTIVE).replace(';alert(1)', '') # a dialog would wait for somebody
+    (tmp_path/'control.html').write_text(f'<!doctype html><html><body>{live}')
+    control = opened(tmp_path/'control.html', tmp_path)
+    assert 'data-ran="yes"' in control and '<script' in control

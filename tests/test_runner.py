@@ -13,7 +13,7 @@ import pytest
 from nbclient import NotebookClient
 
 from toy import FINISH, NOWHERE, PARAMS, START, write_recipe
-from tqcook import cli, recipe, runner
+from tqcook import cli, core, recipe, runner
 from tqcook.core import CookError
 
 
@@ -226,6 +226,56 @@ def test_a_disk_that_fills_up_names_its_path(toy, cook):
     code, line = cook()
     assert code == 1 and 'results.json' in line and 'No space left' in line
     assert not list(toy.rglob('*results.json'))
+
+# killed at the very end
+
+KILLED = """import os, pathlib
+from tqcook import core, runner
+calls, real = [], {what}
+def renamed(*args):
+    calls.append(args)
+    if len(calls) == {n}:
+        os.kill(os.getpid(), 9)
+    return real(*args)
+{what} = renamed
+with {maker}('toy') as d:
+    (d/'results.json').write_text('2')"""
+
+def kill(folder, **how):
+    done = subprocess.run([sys.executable, '-c', KILLED.format(**how)], cwd=folder, capture_output=True, text=True)
+    assert done.returncode == -9, done.stderr
+    return {p.name: (p/'results.json').read_text() for p in folder.iterdir() if p.is_dir() and p.name[0] != '.'}
+
+@pytest.mark.parametrize('n, left', [(1, {'toy': '1', 'toy.unfinished': '2'}), (2, {'toy.1': '1', 'toy.unfinished': '2'})])
+def test_a_run_killed_between_its_renames_gets_its_name(tmp_path, n, left):
+    "Before the first rename or between the two: both runs are whole, and the next run loses neither."
+    (tmp_path/'toy').mkdir()
+    (tmp_path/'toy/results.json').write_text('1')
+    assert kill(tmp_path, what='pathlib.Path.rename', maker='runner.run_folder', n=n) == left
+    with runner.run_folder(tmp_path/'toy') as building:
+        assert not list(building.iterdir())
+        (building/'results.json').write_text('3')
+    now = {p.name: (p/'results.json').read_text() for p in tmp_path.iterdir() if p.is_dir()}
+    assert now == {'toy': '3', 'toy.1': '1', 'toy.2': '2'}
+
+def test_a_run_killed_before_its_end_does_not(tmp_path):
+    "The negative control: `.run.json` still lies there, so it was not whole."
+    left = tmp_path/'toy.unfinished'
+    left.mkdir()
+    for name in 'results.json', '.run.json':
+        (left/name).write_text('2')
+    with runner.run_folder(tmp_path/'toy') as building:
+        (building/'results.json').write_text('3')
+    assert [p.name for p in tmp_path.iterdir() if p.is_dir()] == ['toy']
+
+def test_a_directory_killed_between_its_renames(tmp_path):
+    "The one before stands under its number, nothing stands under the name, and what was not yet named is swept."
+    with core.atomic_dir(tmp_path/'toy') as d:
+        (d/'results.json').write_text('1')
+    assert kill(tmp_path, what='os.replace', maker='core.atomic_dir', n=1) == {'toy.1': '1'}
+    with core.atomic_dir(tmp_path/'toy') as d:
+        (d/'results.json').write_text('3')
+    assert {p.name: (p/'results.json').read_text() for p in tmp_path.iterdir()} == {'toy': '3', 'toy.1': '1'}
 
 # bad ends
 

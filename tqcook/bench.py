@@ -13,9 +13,9 @@ import tempfile
 import time
 from dataclasses import dataclass, field
 
-from . import decoder, models, runtime, step
+from . import decoder, models, parameters, runtime, shapes, step
 from .checkpoint import Checkpoint
-from .core import CookError, fmt_bytes, md_table, version
+from .core import CookError, esc, fmt_bytes, md_table, version
 from .device import detect
 from .roofline import copy_bandwidth, time_of
 from .synthetic import STORED, Synthetic, synthetic
@@ -329,7 +329,7 @@ class Bench:
         for rows in (self.ladder, self.points, self.peers):
             if rows:
                 out += md_table([self._row(t) for t in rows], head) + '\n\n'
-        return out + ''.join(f'- not measured: {a}, {b}\n' for a, b in self.missed)
+        return out + ''.join(f'- not measured: {esc(a)}, {esc(b)}\n' for a, b in self.missed)
     def plot(self):
         "The ladder: tokens a second of each rung, the floors dashed."
         import matplotlib.pyplot as plt
@@ -379,17 +379,23 @@ def open_model(
     return synthetic(d.config, s, kv, dev)
 
 # %% ../nbs/63_bench.ipynb #4c2a0067
-def _check_points(schemes, batches, contexts, prompts):
+def _check_points(model, schemes, batches, contexts, prompts, steps):
     "Refuse what cannot be measured before anything is loaded."
+    for k, v in dict(batches=list(batches), contexts=list(contexts), steps=steps).items():
+        parameters.check(k, v)
+    if str(model).startswith('shape:'):
+        shapes.read_config(model)
+    else:
+        models.locate(model)
     for name in schemes:
         s, _, kv = str(name).partition('+')
         if s not in ('bf16', *STORED) or kv not in ('', 'kv'):
             raise CookError(f"no scheme {name!r} to measure; expected bf16 or one of {', '.join(STORED)}, with +kv for "
                             f"an FP8 KV cache")
-    wrong = [n for n in [*batches, *contexts] if n < 1] + [p for p in prompts if len(p) != 2 or min(p) < 1]
+    wrong = [p for p in prompts if len(p) != 2 or not 0 < min(p) <= max(p) <= 10**9]
     if wrong or not schemes:
-        raise CookError(f'{wrong or "no scheme"} cannot be measured; expected whole numbers from 1, and prompts as '
-                        f'pairs of batch and tokens')
+        raise CookError(f'{wrong or "no scheme"} cannot be measured; expected prompts as pairs of batch and tokens, '
+                        'whole numbers from 1')
 
 # %% ../nbs/63_bench.ipynb #f198d22f
 def _point(out, d, name, what, b, n, steps, repeats, progress):
@@ -419,7 +425,7 @@ def measure(
 ) -> Bench:
     "Decode and prefill of a model in several schemes."
     dev = detect(device)
-    _check_points(schemes, batches, contexts, prompts)
+    _check_points(model, schemes, batches, contexts, prompts, steps)
     out = Bench(str(dev), copy_bandwidth(dev), conditions())
     for name in schemes:
         scheme, _, kv = name.partition('+')
@@ -433,4 +439,6 @@ def measure(
         jobs = [('decode', b, c) for c in contexts for b in batches] + [('prefill', b, t) for b, t in prompts]
         for what, b, n in jobs:
             _point(out, d, name, what, b, n, steps, repeats, progress)
+    if out.missed and not out.points:
+        raise CookError(f'nothing could be measured: {": ".join(out.missed[0])}')
     return out

@@ -21,7 +21,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from . import formats
-from .core import CookError, fmt_bytes, md_table, read_json, suggest
+from .core import CookError, esc, fmt_bytes, md_table, read_json, suggest
 from .schemes import canonical_algo, scheme_of
 
 # %% ../nbs/10_checkpoint.ipynb #790f6d02
@@ -226,6 +226,8 @@ def impossible(config: dict):  # config.json, or a part of it
             want = 'a positive whole number'
         if k.endswith('rope_theta') and not all(map(_is_size, values)):
             want = 'a positive finite number'
+        if k == 'model_type' and not isinstance(x, str | None):
+            want = 'a name'
         if want:
             found = f'{k} is {str(x)[:40]!r}'
             yield BadCheckpoint('config-value', found, file='config.json', expected=want)
@@ -480,7 +482,7 @@ class Checkpoint(_Quantized):
     def _repr_markdown_(self):
         rows = [(f'`{k}`', t.dtype, list(t.shape), fmt_bytes(t.nbytes)) for k, t in self.tensors.items()]
         more = [(f'and {len(rows) - 12} more',)] * (len(rows) > 12)
-        return f'{self}\n\n' + md_table([*rows[:12], *more], ['tensor', 'type', 'shape', 'size:'])
+        return f'{esc(self)}\n\n' + md_table([*rows[:12], *more], ['tensor', 'type', 'shape', 'size:'])
 
 # %% ../nbs/10_checkpoint.ipynb #5bb6e861
 def dequantize(

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from . import parameters
-from .core import CookError, sha256
+from .core import CookError, esc, sha256
 from .models import tokenizer_sha
 from .texts import count_characters, default_text, read_text, render_chat
 
@@ -145,7 +145,7 @@ class Corpus:
     def _repr_markdown_(self):
         stride = f', stride {self.stride}' if self.policy == 'sliding' else ''
         return (f'**{len(self)} windows** of {self.context} tokens ({self.policy}{stride}; BOS: {self.bos}), '
-                f'{self.n_scored:,} tokens scored, {self.n_bytes:,} bytes, from {self.source}, '
+                f'{self.n_scored:,} tokens scored, {self.n_bytes:,} bytes, from {esc(self.source)}, '
                 f'sha256 `{self.sha256[:12]}`') + ''.join(f'\n\n{n}' for n in self.notes)
 
     def __repr__(self):

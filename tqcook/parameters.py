@@ -25,14 +25,15 @@ calib_length  at least 2  tokens in each calibration window
 calib_samples  at least 1  calibration windows
 climb  a scheme  scheme of the ladder
 concurrency  1 to 100000  requests at once
-context  at least 2  tokens in each window
-contexts  at least 1  tokens already in the cache
+context  2 to 1000000000  tokens in each window
+contexts  1 to 1000000000  tokens already in the cache
 engine  one of auto, trtllm, vllm, sglang  engine that shall load a directory, auto by its layout
 engine_for  one of auto, trtllm, vllm, sglang  engine whose layout is written, auto the first that holds the scheme
 device  like auto|cpu|cuda(:[0-9]{1,3})?  auto, cpu, cuda or cuda:N
 eval_windows  at least 0  held-out windows, 0 for every one
 exclude  like (?![*.]+$).+  patterns of layers to leave in BF16, not all of them
 formats  a scheme  number formats to compare
+gpus  0 to 64  GPUs for each run
 input_len  at least 1  tokens of a prompt
 judge_windows  at least 1  windows that choose a setting
 kernels  one of real, reference  how a quantized checkpoint is multiplied
@@ -58,6 +59,7 @@ pp  1 to 4096  pipeline stages
 preset  one of tiny, small  size of the model
 repeats  1 to 1000  how often something is measured
 requests  1 to 1000000  requests in a load test
+retries  0 to 100  how often a run that was killed is started again
 scheme  a scheme  number format
 schemes  a scheme or bf16  number formats, +kv for an FP8 KV cache
 seconds  more than 0  time to train
@@ -68,6 +70,7 @@ stdlib_repeat  at least 1  how often an epoch shows each file
 stride  at least 0  step of policy sliding, 0 for the other policies
 tp  1 to 4096  GPUs that share every layer
 trtllm  like [0-9]+[.][0-9]+([.][0-9]+)?(rc[0-9]+)?  version of TensorRT-LLM, such as 1.2.1
+workers  1 to 1024  runs at a time
 '''
 _ROWS = [line.split('  ') for line in _TABLE.strip().split('\n')]
 PARAMETERS = {name: (rule, meaning) for name, rule, meaning in _ROWS}

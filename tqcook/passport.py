@@ -112,6 +112,7 @@ def read_passport(path) -> Passport:  # a directory
         and isinstance(p.checksum, str)
     )
     placed = p.get('kind') != 'engine' or {'name', 'sm'} <= set(as_dict(p.get('device')))
+    placed = placed and all(type(n) is int for n in as_dict(p.get('parallel')).values())
     if not (known and placed and files and all(whole(n, f) for n, f in files.items())):
         raise BadCheckpoint(
             'passport-json',

@@ -31,9 +31,10 @@ from tqcook.core import (
     fmt_bytes,
     fmt_seconds,
     md_table,
+    parse_yaml,
     plain,
     read_json,
-    read_text_file,
+    read_yaml,
     suggest,
     write_json,
 )
@@ -64,11 +65,7 @@ def _parse(value, kind: str, inner: str):
 # %% ../nbs/80_recipe.ipynb #e98efd60
 def _list(text: str) -> list:
     "`[a, b]` or `a,b` as a list of texts, or of lists."
-    import yaml
-    try:
-        return yaml.load(text if text.startswith('[') else f'[{text}]', yaml.BaseLoader)
-    except yaml.YAMLError:
-        raise ValueError from None
+    return parse_yaml(text if text.startswith('[') else f'[{text}]')
 
 # %% ../nbs/80_recipe.ipynb #7c75c4ac
 @dataclass
@@ -89,12 +86,13 @@ class Parameter:
 
     def check(self,
         value, # of any type
+        where: str = '', # what the message begins with
     ):
         "Raise CookError unless `value` has the declared type (an int is a float too, a bool is no int)."
         flat = lambda v: [x for item in v for x in flat(item)] if type(v) is list else [v]
         items, kind = (flat(value), self.inner) if self.type == 'list' and type(value) is list else ([value], self.type)
         if not all(_is(v, kind) for v in items):
-            raise CookError(f'parameter {self.name} is {reprlib.repr(value)} ({type(value).__name__}), expected '
+            raise CookError(f'{where}parameter {self.name} is {reprlib.repr(value)} ({type(value).__name__}), expected '
                             f'{self.type}{_EXAMPLE[self.type]}: {self.help}')
 
     def coerce(self,
@@ -127,7 +125,7 @@ def read_parameters(
         tokens = tokenize.generate_tokens(io.StringIO(source).readline)
         comments = {t.start[0]: t.string for t in tokens if t.type == tokenize.COMMENT}
         body = ast.parse(source).body
-    except (SyntaxError, ValueError, RecursionError, tokenize.TokenError) as e:
+    except (SyntaxError, ValueError, MemoryError, RecursionError, tokenize.TokenError) as e:
         raise CookError(f'{where} is not valid Python: {(e.args or ["?"])[0]}') from None
     out = {}
     for node in body:
@@ -146,14 +144,14 @@ def _declaration(node, comment: str, where: str) -> Parameter:
     name = node.targets[0].id
     try:
         default = ast.literal_eval(node.value)
-    except ValueError:
+    except (ValueError, TypeError, MemoryError, RecursionError):
         raise CookError(f'{where}: {name} is not a literal; compute it in a later cell') from None
     declared = _DECLARED.fullmatch(comment)
     if not declared:
         raise CookError(f"{where}: {name} needs a comment '# type: str what it is' "
                         '(str, int, float, bool or list; no equals sign)')
     p = Parameter(name, declared[1], default, declared[2].strip())
-    p.check(default)
+    p.check(default, f'{where}: ')
     return p
 
 # %% ../nbs/80_recipe.ipynb #3176e80f
@@ -225,23 +223,9 @@ def find_recipe(
     return read_recipe(named[name])
 
 # %% ../nbs/80_recipe.ipynb #303add57
-def _read_yaml(path: Path) -> dict:
-    "Sections of name: text pairs; raises CookError for anything else, and for a key that stands twice."
-    import yaml
-    class Loader(yaml.BaseLoader): # every scalar stays the text that it is
-        pass
-    def once(loader, node, deep=False):
-        keys = [k.value for k, _ in node.value]
-        twice = [k for k in keys if keys.count(k) > 1]
-        if twice:
-            raise CookError(f'{path} has {twice[0]!r} twice in one section')
-        return yaml.BaseLoader.construct_mapping(loader, node, deep=True)
-    Loader.add_constructor('tag:yaml.org,2002:map', once)
-    text = read_text_file(path)
-    try:
-        content = yaml.load(text, Loader) or {}
-    except (yaml.YAMLError, RecursionError) as e:
-        raise CookError(f'{path} is not valid YAML: {str(e).splitlines()[0]}') from None
+def _sections(path: Path) -> dict:
+    "Sections of name: text pairs; raises CookError for anything else."
+    content = read_yaml(path) or {}
     if not isinstance(content, dict) or not all(isinstance(v, dict) for v in content.values()):
         raise CookError(f'{path} must hold one section of name: value pairs for each recipe')
     return content
@@ -257,7 +241,7 @@ def read_size(
     there = {p.stem: p for p in sorted((recipe.path.parent/'params').glob('*.yaml'))}
     if size not in there:
         raise CookError(f'unknown size {reprlib.repr(size)}{suggest(size, there)}')
-    content = _read_yaml(there[size])
+    content = _sections(there[size])
     common, section = content.get('all', {}), content.get(recipe.name)
     missing = [k for k in common if k not in recipe.parameters]
     if section is None and (missing or not common):

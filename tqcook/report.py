@@ -12,7 +12,7 @@ import html
 import re
 
 from .core import esc, md_table
-from .recipe import MIME, Recipe, at, outcome
+from .recipe import EXIT, MIME, Recipe, at, outcome
 
 # %% ../nbs/81_report.ipynb #34c7373d
 _CSS = '''
@@ -126,7 +126,7 @@ def _top(results: dict) -> str:
     "The box under the title: verdict, interval, the outcome, what to do."
     verdict = at(results, 'quality.verdict')
     todo = at(results, 'details.advice') or at(results, 'quality.what_now') or []
-    parts = [f'<span class="badge {verdict}">{verdict}</span>' if verdict else '',
+    parts = [f'<span class="badge {verdict}">{verdict}</span>' if verdict in EXIT else '',
              interval_svg(results.get('quality', {})), to_html(outcome(results)),
              to_html('## What to do\n\n' + '\n'.join(f'- {t}' for t in todo)) if todo else '']
     return f'<div class="outcome">{"".join(parts)}</div>'

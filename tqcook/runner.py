@@ -89,6 +89,25 @@ def _usable(path: Path):
     if path.is_dir() and any(path.iterdir()) and Path.cwd().is_relative_to(path.resolve()):
         raise CookError(f'{path} is the folder you are in, and it is not empty; go elsewhere or choose another with -o')
 
+# %% ../nbs/82_runner.ipynb #1035f257
+def _take_name(building: Path, path: Path):
+    "A whole run gets its name; a finished one that has it is moved aside."
+    if (path/'results.json').exists():
+        move_aside(path)
+    elif path.exists():
+        shutil.rmtree(path)
+    building.rename(path)
+
+# %% ../nbs/82_runner.ipynb #7785d9d8
+def _clear(building: Path, path: Path):
+    "What an earlier run left: cut short, it goes; whole, and killed before it had its name, it gets that now."
+    if not building.is_dir() or building.is_symlink() or not _is_run(building):
+        move_aside(building) # it is not ours to remove
+    elif (building/'results.json').exists() and not (building/'.run.json').exists():
+        _take_name(building, path)
+    else:
+        shutil.rmtree(building)
+
 # %% ../nbs/82_runner.ipynb #f6a1d227
 @contextlib.contextmanager
 def run_folder(
@@ -99,19 +118,13 @@ def run_folder(
     _usable(path)
     building = path.with_name(f'{path.name}.unfinished')
     with lock(path):
-        if building.is_dir() and not building.is_symlink() and _is_run(building):
-            shutil.rmtree(building)
-        move_aside(building) # it is not ours to remove
+        _clear(building, path)
         try:
             building.mkdir()
         except OSError as e:
             raise CookError(f'cannot make the folder {building}: {e.strerror}') from None
         yield building
-        if (path/'results.json').exists():
-            move_aside(path)
-        elif path.exists():
-            shutil.rmtree(path)
-        building.rename(path)
+        _take_name(building, path)
 
 # %% ../nbs/82_runner.ipynb #d68a5bd8
 @contextlib.contextmanager

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .checkpoint import FUSED, Checkpoint
-from .core import CookError, fmt_bytes, md_table
+from .core import CookError, esc, fmt_bytes, md_table, verbatim
 from .device import detect, emulates_bf16
 from .formats import FORMATS, STORAGES, dequantize, round_e4m3, unpack
 from .fused import Unified, unify
@@ -306,7 +306,7 @@ class Generation:
     def tokens_per_second(self):
         return len(self.ids) / self.seconds
     def _repr_markdown_(self):
-        return f'~~~~\n{self.prompt}{self}\n~~~~\n{len(self.ids)} tokens, {self.tokens_per_second:.0f} a second'
+        return f'{verbatim(f"{self.prompt}{self}")}\n\n{len(self.ids)} tokens, {self.tokens_per_second:.0f} a second'
 
 # %% ../nbs/51_runtime.ipynb #b66484d3
 def generate(
@@ -337,12 +337,12 @@ class Divergence:
     common: str # what both wrote before it
 
     def _repr_markdown_(self):
-        same = f'~~~~\n{self.a.prompt}{self.common}\n~~~~'
+        same = verbatim(f'{self.a.prompt}{self.common}')
         if self.index is None:
             return f'{same}\n\nBoth wrote the same {len(self.a.ids)} tokens.'
         def rest(g):
             return str(g.ids[self.index:]) if g.text is None else g.text[len(self.common):]
-        both = '\n\n'.join(f'**{g.name}**\n~~~~\n{rest(g)}\n~~~~' for g in (self.a, self.b))
+        both = '\n\n'.join(f'**{esc(g.name)}**\n\n{verbatim(rest(g))}' for g in (self.a, self.b))
         return f'{same}\n\nThe same for {self.index} tokens, then\n\n{both}'
 
 # %% ../nbs/51_runtime.ipynb #e9846217

@@ -7,6 +7,7 @@ __all__ = ['KEY', 'BUSY', 'DIALECTS', 'CAUSES', 'AIPERF', 'METRICS', 'ask', 'End
            'Recording', 'compare_served', 'causes', 'load_command', 'load', 'plot_load']
 
 # %% ../nbs/72_served.ipynb #af1bb535
+import contextlib
 import hashlib
 import json
 import os
@@ -17,10 +18,12 @@ import urllib.error
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from http.client import HTTPException
 from pathlib import Path
 
 import numpy as np
 
+from .checkpoint import as_dict, as_list
 from .compare import Comparison, check_budget, describe
 from .core import CookError, read_json, redact
 from .perplexity import Columns, as_logits, at, batch_sizes, check_corpus, feed, finite, log_norm
@@ -30,6 +33,25 @@ from .reference import Live
 KEY = 'TQCOOK_API_KEY'  # environment variable that holds the server's key, if it wants one
 BUSY = (429, 502, 503, 504)  # HTTP status codes that ask for patience
 
+# %% ../nbs/72_served.ipynb #60700212
+class _Stay(urllib.request.HTTPRedirectHandler):
+    "Follows no redirect: the key would go along to whoever stands there."
+    def redirect_request(self, *_):
+        return None
+
+_OPENER = urllib.request.build_opener(_Stay)
+
+# %% ../nbs/72_served.ipynb #b3ac55b6
+def _body(answer, end):
+    "An answer of bounded size that comes in time."
+    parts, size = [], 0
+    for part in iter(lambda: answer.read1(1 << 20), b''):
+        parts.append(part)
+        size += len(part)
+        if size > 1 << 28 or time.monotonic() > end:
+            raise ValueError('it does not end')
+    return b''.join(parts)
+
 # %% ../nbs/72_served.ipynb #b1ca1a68
 def _send(url, body, timeout):
     "One HTTP request with JSON in and out; `body` None makes it a GET."
@@ -37,13 +59,13 @@ def _send(url, body, timeout):
     if os.environ.get(KEY):
         headers['Authorization'] = f'Bearer {os.environ[KEY]}'
     data = None if body is None else json.dumps(body).encode()
-    with urllib.request.urlopen(urllib.request.Request(url, data, headers), timeout=timeout) as answer:
-        return json.loads(answer.read() or b'{}')
+    with _OPENER.open(urllib.request.Request(url, data, headers), timeout=timeout) as answer:
+        return json.loads(_body(answer, time.monotonic() + timeout) or b'{}')
 
 # %% ../nbs/72_served.ipynb #2934d981
 def _refusal(url, error):
     "A server's refusal in one sentence."
-    said = ' '.join(error.read().decode(errors='replace').split())[:200]
+    said = ' '.join(error.read1(1000).decode(errors='replace').split())[:200]
     if error.code in (401, 403):
         return f'{url} refused the key (HTTP {error.code}): put a valid one into the environment variable {KEY}'
     return f'{url} answered HTTP {error.code}: {said or error.reason}'
@@ -62,10 +84,11 @@ def ask(url,           # full address, such as http://localhost:8000/v1/models
         except urllib.error.HTTPError as e:
             if e.code not in BUSY or time.monotonic() + pause > end:
                 raise CookError(_refusal(url, e)) from None
-        except (OSError, ValueError) as e:  # no connection, a reset, an answer that is not JSON
+        except (OSError, ValueError, RecursionError, HTTPException) as e:  # no connection, a reset, no HTTP, no JSON
             why = getattr(e, 'reason', e)
             if not isinstance(why, ConnectionResetError) or time.monotonic() + pause > end:
-                raise CookError(f'no usable answer from {url}: {why}') from None
+                said = ' '.join(str(why).split())[:200] or type(why).__name__
+                raise CookError(f'no usable answer from {url}: {said}') from None
         time.sleep(pause)
         pause = min(2 * pause, 8)
 
@@ -84,8 +107,11 @@ def connect(url,       # such as http://localhost:8000
            ) -> Endpoint:
     "Ask a server what it is; raises `CookError` where nobody answers or the model is not there."
     url = url.rstrip('/').removesuffix('/v1')
-    cards = ask(f'{url}/v1/models', timeout=10).get('data') or []
-    names = [str(c.get('id')) for c in cards]
+    if not url.startswith(('http://', 'https://')):
+        raise CookError(f'{url} is no address of a server; expected one such as http://localhost:8000')
+    cards = as_list(as_dict(ask(f'{url}/v1/models', timeout=10, patience=5)).get('data'))
+    cards = [c for c in cards if isinstance(as_dict(c).get('id'), str)]
+    names = [c['id'] for c in cards]
     if model and model not in names:
         raise CookError(f"{url} serves {', '.join(names) or 'no model'}; expected {model}")
     if not model and len(names) != 1:
@@ -93,7 +119,8 @@ def connect(url,       # such as http://localhost:8000
     card = cards[names.index(model or names[0])]
     owner = card.get('owned_by')
     dialect = owner if owner in (*DIALECTS, 'tensorrt_llm') else 'echo'
-    return Endpoint(url, dialect, card['id'], int(card.get('max_model_len') or 0))
+    longest = card.get('max_model_len')
+    return Endpoint(url, dialect, card['id'], longest if type(longest) is int else 0)
 
 # %% ../nbs/72_served.ipynb #03c9c25e
 def _whole(n, ids):
@@ -179,12 +206,10 @@ def _window_key(endpoint, ids, k):
 def _recorded(path):
     "Answers of an earlier run; a last line that was cut off is not one."
     found = {}
-    for line in path.read_text().splitlines() if path and path.exists() else ():
-        try:
+    for line in path.read_text(errors='replace').splitlines() if path and path.exists() else ():
+        with contextlib.suppress(KeyError, RecursionError, TypeError, ValueError):
             row = json.loads(line)
-        except ValueError:
-            continue
-        found[row['key']] = [np.array(x, float) for x in row['scores']]
+            found[row['key']] = [np.array(x, float) for x in row['scores']]
     return found
 
 # %% ../nbs/72_served.ipynb #5cb151ad
@@ -236,8 +261,11 @@ def answers(endpoint,        # from `connect`
 def _checked(read, reply, ids, k, known):
     "A reply that has another form than its dialect's is told in one sentence."
     try:
-        return read(reply, ids, k, known)
-    except (KeyError, IndexError, TypeError, ValueError) as e:
+        p, top, likely = read(reply, ids, k, known)
+        if len(p) != len(ids) - 1 or max(p.max(), likely.max()) > .01:
+            raise ValueError('no log-probabilities')
+        return p, top, likely
+    except (AttributeError, KeyError, IndexError, OverflowError, TypeError, ValueError) as e:
         if isinstance(e, CookError):
             raise
         raise CookError(f'the server answered in a form that is not its dialect\'s ({type(e).__name__}: {e})') from None
@@ -293,7 +321,12 @@ def compare_served(base,                    # `models.Loaded`, a logits object, 
     budget, start, columns = check_budget(**limits), time.perf_counter(), Columns(corpus.doc)
     source = as_logits(base)
     check_corpus(source, corpus, 'base')
-    found = Recording(answers(endpoint, corpus, getattr(base, 'tokenizer', None), k, at_once, record))
+    said = answers(endpoint, corpus, getattr(base, 'tokenizer', None), k, at_once, record)
+    largest = max(top.max() for _, top, _ in said)
+    if largest >= source.vocab_size:
+        raise CookError(f'the server speaks of token {largest:.0f}, and the base model knows {source.vocab_size}: '
+                        'their tokenizers differ')
+    found = Recording(said)
     size, chunk = batch_sizes(source, corpus)
     reference = Live(source, corpus, chunk, noise_floor)
     def run(batch):

@@ -64,6 +64,8 @@ def read_config(
         path = Path(source)
         file = path/'config.json' if path.is_dir() else path
         source = SHAPES[name] if name != str(source) else read_json(file, finite=False)
+        if not isinstance(source, dict):
+            raise CookError(f'{file} holds no JSON object')
     inner = source.get('text_config')
     return inner if isinstance(inner, dict) else source
 
@@ -442,14 +444,9 @@ def _count(tensors, c, why):
         found.append(Matrix(kind, copies, copies * share if mine else copies, *shape[-2:]))
     return _shape(c, f, z, found, sum(ends[1:]), other, experts)
 
-# %% ../nbs/04_shapes.ipynb #0d967e50
-def shape_of(
-    config, # see `read_config`
-    tensors: dict|None = None, # name -> shape, of a file: they are counted where nobody knows the architecture
-) -> Shape: # raises `CookError` for what it cannot count
-    "The parameters, matrices and cache of a decoder, from its config."
-    c = read_config(config)
-    kind = str(c.get('model_type', 'llama'))
+# %% ../nbs/04_shapes.ipynb #aedaa722
+def _counted(c, kind, tensors):
+    "The shape, by the table, the file's tensors or the class; the values of the config may be anything."
     f = FAMILIES.get(kind)
     if f is None:
         why = f'{kind} is not in the table of families'
@@ -460,6 +457,19 @@ def shape_of(
                         'is the model_type right?')
     return _table_shape(c, f)
 
+# %% ../nbs/04_shapes.ipynb #0d967e50
+def shape_of(
+    config, # see `read_config`
+    tensors: dict|None = None, # name -> shape, of a file: they are counted where nobody knows the architecture
+) -> Shape: # raises `CookError` for what it cannot count
+    "The parameters, matrices and cache of a decoder, from its config."
+    c = read_config(config)
+    kind = str(c.get('model_type', 'llama'))
+    try:
+        return _counted(c, kind, tensors)
+    except (ArithmeticError, AttributeError, IndexError, TypeError) as e:
+        raise CookError(f'the config of this {kind[:40]} holds what cannot be counted: {str(e)[:200]}') from None
+
 # %% ../nbs/04_shapes.ipynb #911fd8cf
 _LLAMA_LIKE = ('llama', 'mistral', 'qwen2', 'qwen3', 'gemma', 'gemma2', 'gemma3_text', 'phi3')
 
@@ -468,14 +478,14 @@ def expected_shapes(
     config: dict, # config.json
 ) -> dict: # {module: (out, in)}; {} for an architecture without known names
     "The linears and the embedding of a Llama-like decoder, from its config."
-    f = FAMILIES.get(config.get('model_type'))
+    f = FAMILIES.get(str(config.get('model_type')))
     try:
         z = _sizes(config, f or Family())
+        attention, mlp = _attention(config, f, z), _mlp(z.h, z.inner)
     except CookError:
         return {}
     if config.get('model_type') not in _LLAMA_LIKE or z.layers > 10_000:
         return {}
-    attention, mlp = _attention(config, f, z), _mlp(z.h, z.inner)
     if f.fused:
         attention = {'qkv_proj': ((z.n + 2 * z.kv) * z.d, z.h), 'o_proj': attention['o_proj']}
         mlp = {'gate_up_proj': (2 * z.inner, z.h), 'down_proj': mlp['down_proj']}

@@ -8,8 +8,8 @@ __all__ = ['read_lm_eval', 'TaskComparison', 'paired_accuracy', 'compare_tasks']
 # %% ../nbs/21_tasks.ipynb #86c1517f
 import json
 import math
+import os
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
@@ -43,7 +43,7 @@ def read_lm_eval(path,       # a `samples_*.jsonl` of lm-eval
                  filter='',  # which answer filter, where lm-eval logged several
                 ) -> tuple:
     "Scores and hashes of one log: `({doc_id: 0 or 1}, {doc_id: hash}, metric, filter)`."
-    if not Path(path).exists():
+    if not os.path.exists(path):
         raise CookError(f"no lm-eval log at '{path}': run lm_eval with --log_samples --output_path and name the .jsonl")
     rows, kind = _rows(path), lambda r: str(r.get('filter', 'none'))
     filters = sorted(set(map(kind, rows)))

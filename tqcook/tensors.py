@@ -221,7 +221,7 @@ EXPERTS = dict(  # model_type: what its experts are called
 
 # %% ../nbs/42_tensors.ipynb #a7e9e1ce
 def _check_experts(c):
-    want, scaled = EXPERTS.get(c.config.get('model_type')), {}
+    want, scaled = EXPERTS.get(str(c.config.get('model_type'))), {}
     for m in c.modules:
         if re.search(r'experts\.\d+\.', m) and want and not re.search(want, m):
             yield finding(

@@ -271,20 +271,32 @@ def _said(e):
 
 # %% ../nbs/12_texts.ipynb #b71e88b2
 @contextlib.contextmanager
-def _time_limit(seconds, what):
-    "Raise `CookError` when the block takes longer; only in the main thread, where Python delivers signals."
+def _limits(seconds, what, room=1 << 30):
+    "Bound the time and the new memory of a block; only in the main thread, where Python delivers signals."
     if threading.current_thread() is not threading.main_thread() or not hasattr(signal, 'setitimer'):
         yield
         return
     def stop(*_):
         raise CookError(f'{what} did not end within {seconds} s')
+    import resource # not on Windows
     before = signal.signal(signal.SIGALRM, stop)
+    old, have = resource.getrlimit(resource.RLIMIT_AS), Path('/proc/self/statm')
+    if have.exists(): # Linux; one product of a text and a number is more than a clock can stop
+        most = int(have.read_text().split()[0]) * resource.getpagesize() + room
+        resource.setrlimit(resource.RLIMIT_AS, (most if old[0] < 0 else min(most, old[0]), old[1]))
     signal.setitimer(signal.ITIMER_REAL, seconds)
     try:
         yield
     finally:
+        resource.setrlimit(resource.RLIMIT_AS, old)
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
+
+# %% ../nbs/12_texts.ipynb #2cbfdf7e
+def _powers(template: str) -> bool:
+    "Whether a template raises numbers to powers; Python computes 9**9**9 for hours, and no clock stops it."
+    tokens = [(kind, v) for _, kind, v in need('jinja2', 'quantize').Environment().lex(template) if kind != 'whitespace']
+    return any(b == ('operator', '**') and a[1] not in '(,' for a, b in zip(tokens, tokens[1:]))
 
 # %% ../nbs/12_texts.ipynb #04ed9ab2
 def render_chat(
@@ -297,7 +309,9 @@ def render_chat(
         raise CookError('the text holds chats ("messages"), but this tokenizer has no chat template; '
                         'give plain "text", or a model with a template')
     try:
-        with _time_limit(seconds, 'the chat template'):
+        with _limits(seconds, 'the chat template'):
+            if _powers(str(tokenizer.chat_template)):
+                raise CookError('the chat template raises numbers to powers, which can take for ever; take that out')
             return tokenizer.apply_chat_template(chat['messages'], tools=chat.get('tools'), tokenize=False)
     except CookError:
         raise
