@@ -22,8 +22,9 @@ SCALAR = st.one_of(st.none(), st.booleans(), st.integers(), st.integers(-2, 4096
                    st.sampled_from(['', 'llama', 'gemma2', 'auto', 'float16', 'full_attention', '../x', '9' * 400]))
 VALUE = st.recursive(SCALAR, lambda x: st.lists(x, max_size=4) | st.dictionaries(st.text(max_size=12), x, max_size=4),
                      max_leaves=12)
-KEYS = '''architectures model_type hidden_size intermediate_size num_attention_heads num_key_value_heads head_dim vocab_size
-    num_hidden_layers tie_word_embeddings rope_theta rope_scaling rope_parameters layer_types sliding_window text_config
+KEYS = '''architectures model_type hidden_size intermediate_size num_attention_heads num_key_value_heads head_dim
+    vocab_size num_hidden_layers
+    tie_word_embeddings rope_theta rope_scaling rope_parameters layer_types sliding_window text_config
     quantization_config max_position_embeddings num_experts kv_lora_rank auto_map torch_dtype dtype pad_token_id
     hidden_act rms_norm_eps attention_bias use_cache'''.split()
 
@@ -83,7 +84,8 @@ ENTRY = st.fixed_dictionaries(dict(
     dtype=st.sampled_from(['F32', 'BF16', 'F8_E4M3', 'I8', 'U8', 'X', '', 'f32']) | SCALAR,
     shape=st.lists(st.integers(-2, 9) | st.integers(), max_size=4) | SCALAR,
     data_offsets=st.tuples(st.integers(-9, 99), st.integers(-9, 99)).map(list) | VALUE)) | VALUE
-NAMES = st.sampled_from(['model.layers.0.mlp.up_proj.weight', 'a', '', '__metadata__', '../x', 'a.weight_scale']) | st.text()
+PLACES = 'model.layers.0.mlp.up_proj.weight', 'a', '', '__metadata__', '../x', 'a.weight_scale'
+NAMES = st.sampled_from(PLACES) | st.text()
 
 
 @MANY
@@ -106,7 +108,8 @@ def test_headers(small, head, size, tail, cut):
         file.write_bytes(before)
 
 
-LINE = st.builds('{}: {}'.format, st.sampled_from(['n', 'rate', 'fast', 'alphas', 'model', 'all', 'x', '? [a]', '*a', '<<']),
+KEY = st.sampled_from(['n', 'rate', 'fast', 'alphas', 'model', 'all', 'x', '? [a]', '*a', '<<'])
+LINE = st.builds('{}: {}'.format, KEY,
                  st.text('abn019.:-[]{},&*!|>#"\'\\ \t%@`~?é', max_size=24) | SCALAR.map(str))
 FILE = st.lists(LINE, max_size=6).map('\n'.join) | st.text(max_size=80)
 
@@ -132,8 +135,9 @@ def test_parameter_files(toy_recipe, text):
         assert '/' not in p.name and p.values.keys() <= toy_recipe.parameters.keys()
 
 
-CELL = st.text('abc=012.\'"[]()#: \ntyperinflosb,-', max_size=60) | st.builds('{} = {!r}  # type: {} help'.format, st.text(
-    max_size=5), SCALAR, st.sampled_from(['int', 'str', 'float', 'bool', 'list', 'x']))
+TYPE = st.sampled_from(['int', 'str', 'float', 'bool', 'list', 'x'])
+CELL = st.text('abc=012.\'"[]()#: \ntyperinflosb,-', max_size=60)
+CELL |= st.builds('{} = {!r}  # type: {} help'.format, st.text(max_size=5), SCALAR, TYPE)
 
 
 @MANY

@@ -1,4 +1,4 @@
-"Neighbours of what was once found live, endless or obscure: each ends in a sentence, in time, and nothing gets through."
+"Neighbours of what was once found live, endless or obscure: each ends in a sentence and in time."
 import contextlib
 import copy
 import json
@@ -48,7 +48,8 @@ def refused(f, *words):
 
 COUNTS = ('hidden_size', 'num_hidden_layers', 'num_attention_heads', 'num_key_value_heads', 'vocab_size')
 CONFIGS = [(k, v) for k in COUNTS for v in (0, -1, 1.5, True, 'x', 10**400)]
-CONFIGS += [('head_dim', -64), ('intermediate_size', []), ('rope_theta', 'x'), ('rope_theta', [0]), ('rope_theta', True),
+CONFIGS += [('head_dim', -64), ('intermediate_size', []), ('rope_theta', 'x'), ('rope_theta', [0]),
+            ('rope_theta', True),
             ('text_config', dict(hidden_size=0))]
 
 
@@ -75,7 +76,8 @@ def test_config(ck, key, value):
         refused(lambda: shapes.shape_of(config), key)
 
 
-ROOTS = ['[]', '5', '"x"', 'null', '', '{', '{"a": 1', '[' * 9999, '{"a":' * 9999, '\x00', '{"a": NaN, "a": 1}', '\ufeff{}']
+ROOTS = ['[]', '5', '"x"', 'null', '', '{', '{"a": 1', '[' * 9999, '{"a":' * 9999, '\x00', '{"a": NaN, "a": 1}',
+         '\ufeff{}']
 
 
 @pytest.mark.parametrize('text', ROOTS, ids=[ascii(t)[:12] for t in ROOTS])
@@ -140,10 +142,12 @@ def toy_recipe(tmp_path_factory):
     return recipe.read_recipe(where/'01_toy.ipynb')
 
 
-VALUES = [('n', v) for v in ('1:30', '012', '0x10', '1_000', '１２', '1e3', '--1', 'nan', '9' * 5000, '[1]', '', ' ', 'None')]
+VALUES = [('n', v) for v in ('1:30', '012', '0x10', '1_000', '１２', '1e3', '--1', 'nan', '9' * 5000, '[1]', '', ' ',
+          'None')]
 VALUES += [('rate', v) for v in ('nan', 'inf', '1e999', '1,5', '0x1p3', '١', '1e')]
 VALUES += [('fast', v) for v in ('2', 'ja', '[]')]
-VALUES += [('alphas', v) for v in ('[nan]', '{a: 1}', '[[[1', '[' * 9999, '&a [*a]', '[&a 1, *a]', '!!python/name:os.system',
+VALUES += [('alphas', v) for v in ('[nan]', '{a: 1}', '[[[1', '[' * 9999, '&a [*a]', '[&a 1, *a]',
+           '!!python/name:os.system',
                                    '[2]', '[-0.1]', 'a', '[1:30]')]
 VALUES += [('__class__', '1'), ('n ', '1'), ('', '1')]
 
@@ -154,8 +158,10 @@ def test_values(toy_recipe, name, value):
 
 
 BOMB = 'n: &a [1,1,1,1,1,1,1,1,1]\n' + '\n'.join(f'{k}: &{k} [{",".join(["*" + p] * 9)}]' for p, k in
-                                                zip(['a', 'rate', 'fast', 'model'], ['rate', 'fast', 'model', 'out_dir']))
-GRIDS = ['', '[]', '- 1', 'x', 'n: {a: 1}', 'n: [1, 1]', 'n: []', 'n: 1\nn: 2', '? [a]\n: 1', '? {a: 1}\n: 1', 'm: 1', BOMB,
+                                                zip(['a', 'rate', 'fast', 'model'],
+                                                    ['rate', 'fast', 'model', 'out_dir']))
+GRIDS = ['', '[]', '- 1', 'x', 'n: {a: 1}', 'n: [1, 1]', 'n: []', 'n: 1\nn: 2', '? [a]\n: 1', '? {a: 1}\n: 1', 'm: 1',
+         BOMB,
          'n: ' + '[' * 9999, 'n: "\\ud800"', '\t', '%YAML 9.9\n---\nn: 1', 'n: !!python/object/apply:os.system [id]',
          '--- 1\n--- 2', 'n: 012', f'n: [{",".join(map(str, range(20_000)))}]',
          f'n: [{",".join(map(str, range(500)))}]\nrate: [{",".join(map(str, range(500)))}]', 'x' * 300_000]
@@ -184,13 +190,16 @@ def test_sweeps_of_others(toy_recipe, tmp_path, name, text):
 GPU = ['--gpu', 'h100']
 NUMBERS = [['advise', *GPU, f'--{k}', v] for k in ('batch', 'context', 'output') for v in ('0', '-1', '1' + '0' * 400)]
 NUMBERS += [['advise', *GPU, '--kv', 'x'], ['advise', *GPU, '--trtllm', '9' * 500], ['advise', *GPU, '--goal', '<b>'],
-            ['advise', *GPU, '--model', '/dev/zero'], ['advise', *GPU, '--model', 'x' * 5000], ['advise', '--gpu', 'sm-1']]
-NUMBERS += [['bench', f'--{k}', v] for k in ('batches', 'contexts') for v in ('0', '-4', 'x', '1' + '0' * 30, '1,,2', '٣x')]
+            ['advise', *GPU, '--model', '/dev/zero'], ['advise', *GPU, '--model', 'x' * 5000],
+            ['advise', '--gpu', 'sm-1']]
+NUMBERS += [['bench', f'--{k}', v] for k in ('batches', 'contexts') for v in ('0', '-4', 'x', '1' + '0' * 30, '1,,2',
+            '٣x')]
 NUMBERS += [['bench', '--prompts', v] for v in ('1', '1x2x3', '0x0', '1x1' + '0' * 12)]
 NUMBERS += [['bench', '--steps', v] for v in ('0', '-3', '1' + '0' * 15)]
 NUMBERS += [['bench', 'nosuch'], ['bench', 'shape:x'], ['bench', '--schemes', 'fp8,,'], ['bench', '--device', 'cuda:x']]
 NUMBERS += [['sweep', 'perplexity', 'GRID', f'--{k}', v]
-            for k, v in (('workers', '0'), ('workers', '1' + '0' * 9), ('gpus', '-1'), ('retries', '-1'), ('out', 'FILE'))]
+            for k,
+            v in (('workers', '0'), ('workers', '1' + '0' * 9), ('gpus', '-1'), ('retries', '-1'), ('out', 'FILE'))]
 NUMBERS += [['sweep', 'perplexity', '/dev/zero'], ['new', ''], ['new', '../x'], ['new', 'a\nb'], ['new', 'x' * 99]]
 NUMBERS += [['compare', 'demo', url] for url in ('http://', 'http://127.0.0.1:1', 'http://127.0.0.1:x', 'http://[::1',
                                                  'http://a b', 'http://127.0.0.1:1/\x01')]
@@ -236,7 +245,7 @@ def test_a_good_reply():
 
 @contextlib.contextmanager
 def answering(raw, endless=b''):
-    "A server that says these bytes to everyone, and then `endless` for as long as somebody listens: its address, its ear."
+    "A server that says these bytes, and then `endless` for as long as somebody listens: its address, its ear."
     heard, s = [], socket.create_server(('127.0.0.1', 0))
     def go():
         with contextlib.suppress(OSError):
@@ -259,7 +268,8 @@ def http(body, head='200 OK', length=None):
     return f'HTTP/1.1 {head}\r\nContent-Length: {len(body) if length is None else length}\r\n\r\n{body}'.encode()
 
 MODELS = '{"data": [{"id": "m", "owned_by": "vllm"}]}'
-RAW = [b'', b'\0' * 99, b'SSH-2.0-x\r\n', b'HTTP/1.1 200 OK\r\n' + b'a: b\r\n' * 500 + b'\r\n', http('<html>'), http('[]'),
+RAW = [b'', b'\0' * 99, b'SSH-2.0-x\r\n', b'HTTP/1.1 200 OK\r\n' + b'a: b\r\n' * 500 + b'\r\n', http('<html>'),
+       http('[]'),
        http('null'), http('[' * 9999), http('{"data": 5}'), http('{"data": [5]}'), http('{"data": [{}]}'),
        http(MODELS[:20], length=9999), http('<script>', '500 x'), http('', '404 x'), http('{"data": [{"id": ["m"]}]}'),
        http('x', '302 x\r\nLocation: file:///etc/passwd'), http(MODELS, '999 x'), b'HTTP/1.1 x y\r\n\r\n',
@@ -295,7 +305,8 @@ def test_a_token_beyond_the_vocabulary(monkeypatch):
     refused(lambda: served.compare_served(None, None, SimpleNamespace(doc=[0])), 'token 4096', 'tokenizers differ')
 
 
-@pytest.mark.parametrize('line', ['5', '[]', '{}', '{"key": 1}', '{"key": "a", "scores": 5}', '{"key": [], "scores": []}', '{',
+@pytest.mark.parametrize('line',
+                         ['5', '[]', '{}', '{"key": 1}', '{"key": "a", "scores": 5}', '{"key": [], "scores": []}', '{',
                                   '[' * 9999, '\udcff'])
 def test_records(tmp_path, line):
     (tmp_path/'r.jsonl').write_text(line, errors='surrogateescape')
@@ -306,7 +317,8 @@ def test_records(tmp_path, line):
 # --- logs of lm-eval, notebooks, passports
 
 LOGS = ['', '5', '[]', '{}', '[' * 9999, '{"doc_id": 0}', '{"doc_id": 0, "acc": 2}', '{"doc_id": 0, "acc": "1"}',
-        '{"doc_id": 0, "acc": 1}\n{"doc_id": 0, "acc": 1}', '{"doc_id": 0, "acc": NaN}', '{"doc_id": 0, "acc": [1]}', '\x00']
+        '{"doc_id": 0, "acc": 1}\n{"doc_id": 0, "acc": 1}', '{"doc_id": 0, "acc": NaN}', '{"doc_id": 0, "acc": [1]}',
+        '\x00']
 
 
 @pytest.mark.parametrize('text', LOGS, ids=range(len(LOGS)))
@@ -325,7 +337,8 @@ TAGGED = dict(cell_type='code', metadata=dict(tags=['parameters']))
 BOOKS = ['', '[]', '{}', '{"cells": 5}', '{"cells": [5]}', '{"cells": [{}]}', '{"cells": []}', '[' * 9999,
          *(json.dumps(dict(cells=[TAGGED | dict(source=s)])) for s in (
              'a = open("x")  # type: str x', 'import os', 'a = 1', 'a = 1  # type: int', '(' * 500 + ')' * 500,
-             'a = ' + '-' * 9999 + '1  # type: int x', 'a: int = 1', '\x00', 'a = "x"  # type: int no', 'a = 9**9**9**9',
+             'a = ' + '-' * 9999 + '1  # type: int x', 'a: int = 1', '\x00', 'a = "x"  # type: int no',
+             'a = 9**9**9**9',
              'a = 1  # type: int x\na = 2  # type: int x')),
          json.dumps(dict(cells=[TAGGED | dict(source=''), TAGGED | dict(source='')]))]
 
@@ -336,7 +349,8 @@ def test_notebooks(tmp_path, text):
     refused(lambda: recipe.read_recipe(tmp_path/'01_x.ipynb'), '01_x.ipynb')
 
 
-EDITS = [dict(schema=2), dict(kind='x'), dict(files=5), dict(files={'../x': dict(bytes=1, sha256='')}), dict(files={'x': 5}),
+EDITS = [dict(schema=2), dict(kind='x'), dict(files=5), dict(files={'../x': dict(bytes=1, sha256='')}),
+         dict(files={'x': 5}),
          dict(checksum=5), dict(scheme='int4'), dict(files={}), dict(device=5, kind='engine'),
          dict(kind='engine', device=dict(name=[], sm='x'), parallel=dict(tp='x', pp=[])), dict(versions=5), dict(kv=[])]
 
@@ -354,7 +368,8 @@ def test_passports(ck, edit):
 
 # --- what makes Markdown
 
-LIVE = ['<script>alert(1)</script>', '<img src=x onerror=alert(1)>', '~~~~\n<svg onload=alert(1)>', '[x](javascript:alert(1))']
+LIVE = ['<script>alert(1)</script>', '<img src=x onerror=alert(1)>', '~~~~\n<svg onload=alert(1)>',
+        '[x](javascript:alert(1))']
 
 
 def makers(evil):
@@ -385,9 +400,11 @@ def test_markdown(evil, ck):
 
 # --- templates
 
-TEMPLATES = ["{{ raise_exception('') }}", '{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}',
+TEMPLATES = ["{{ raise_exception('') }}",
+             '{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}',
              "{{ 'x' * 10**11 }}", '{{ 9 ** (9 ** 9) }}', "{{ 'x' * 3000000000 }}", '{% if %}', '{{ a.b.c }}',
-             '{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}', "{{ ''.__class__.__mro__ }}", "{% include '/etc/passwd' %}"]
+             '{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}', "{{ ''.__class__.__mro__ }}",
+             "{% include '/etc/passwd' %}"]
 
 
 @pytest.mark.parametrize('template', TEMPLATES, ids=range(len(TEMPLATES)))

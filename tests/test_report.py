@@ -82,7 +82,8 @@ def test_no_empty_cells(toy, cook):
 
 CHROMIUM = next(filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome'))), '')
 RUNS = "document.documentElement.setAttribute('data-ran','yes');alert(1)"
-ACTIVE = [f'<script>{RUNS}</script>', f'<img src=x onerror="{RUNS}">', f'<svg onload="{RUNS}">', f'<body onload="{RUNS}">',
+ACTIVE = [f'<script>{RUNS}</script>', f'<img src=x onerror="{RUNS}">', f'<svg onload="{RUNS}">',
+          f'<body onload="{RUNS}">',
           f'"><script>{RUNS}</script>', f'[x](javascript:{RUNS})', f'<iframe srcdoc="<script>parent.{RUNS}</script>">',
           f'<details open ontoggle="{RUNS}">', f'</style><script>{RUNS}</script>', f'</title><script>{RUNS}</script>',
           f'~~~\n</code></pre><script>{RUNS}</script>', f'<math><mtext></p><img src=x onerror="{RUNS}">']
@@ -98,11 +99,14 @@ def opened(page, folder):
 @pytest.mark.skipif(not CHROMIUM, reason='no Chromium here')
 def test_a_browser_finds_nothing_to_run(toy, cook, tmp_path):
     "No dialog (it would hold the browser), no code that ran; the control shows what would have been seen."
-    body = (f'from IPython.display import HTML, Markdown, display\nfor evil in {ACTIVE!r}:\n    print(evil)\n    display('
+    body = (f'from IPython.display import HTML, Markdown, display\nfor evil in {ACTIVE!r}:\n    print(evil)\n'
+            '    display('
             "Markdown(core.md_table([(evil, evil)], ['a', evil])), Markdown(evil), HTML(evil))")
-    finish = (f'evil = {" ".join(ACTIVE)!r}\nrecipe.finish(dict(model=dict(name=evil), checkpoint=evil, quality=dict('
+    finish = (f'evil = {" ".join(ACTIVE)!r}\n'
+              'recipe.finish(dict(model=dict(name=evil), checkpoint=evil, quality=dict('
               f"source=evil, reasons=[evil], verdict='FAIL'), details=dict(advice={ACTIVE!r}), {NOWHERE}))")
-    write_recipe(toy/'recipes', START, body, finish, name='01_toy.ipynb', params=PARAMS, title='# ' + ''.join(ACTIVE[:3]))
+    write_recipe(toy/'recipes', START, body, finish, name='01_toy.ipynb', params=PARAMS,
+                 title='# ' + ''.join(ACTIVE[:3]))
     assert cook('-p', f'model={ACTIVE[0]}')[0] == 0
     dom = opened(toy/'runs/toy/report.html', tmp_path)
     assert 'Conditions' in dom and 'data-ran="yes"' not in dom and not re.search('<(script|iframe|svg onload)', dom)

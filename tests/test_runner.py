@@ -246,7 +246,8 @@ def kill(folder, **how):
     assert done.returncode == -9, done.stderr
     return {p.name: (p/'results.json').read_text() for p in folder.iterdir() if p.is_dir() and p.name[0] != '.'}
 
-@pytest.mark.parametrize('n, left', [(1, {'toy': '1', 'toy.unfinished': '2'}), (2, {'toy.1': '1', 'toy.unfinished': '2'})])
+@pytest.mark.parametrize('n, left',
+                         [(1, {'toy': '1', 'toy.unfinished': '2'}), (2, {'toy.1': '1', 'toy.unfinished': '2'})])
 def test_a_run_killed_between_its_renames_gets_its_name(tmp_path, n, left):
     "Before the first rename or between the two: both runs are whole, and the next run loses neither."
     (tmp_path/'toy').mkdir()

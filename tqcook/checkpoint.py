@@ -226,8 +226,6 @@ def impossible(config: dict):  # config.json, or a part of it
             want = 'a positive whole number'
         if k.endswith('rope_theta') and not all(map(_is_size, values)):
             want = 'a positive finite number'
-        if k == 'model_type' and not isinstance(x, str | None):
-            want = 'a name'
         if want:
             found = f'{k} is {str(x)[:40]!r}'
             yield BadCheckpoint('config-value', found, file='config.json', expected=want)

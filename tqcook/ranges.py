@@ -57,7 +57,8 @@ class Range:
     def count(self, x):
         "How many values of x are not zero, clipped, vanished; int64 [3]."
         import torch
-        a, amax = x.abs().float(), self.amax.to(x.device).float() # in BF16 the limits would be rounded first
+        a = x.abs().float() # in BF16 the limits would be rounded first
+        amax = self.amax.to(x.device).float()
         live = (a > 0).sum()
         small = (a > amax * dead_zone(self.dtype)).sum()
         return torch.stack([live, (a > amax).sum(), live - small])

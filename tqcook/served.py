@@ -87,7 +87,8 @@ def ask(url,           # full address, such as http://localhost:8000/v1/models
         except (OSError, ValueError, RecursionError, HTTPException) as e:  # no connection, a reset, no HTTP, no JSON
             why = getattr(e, 'reason', e)
             if not isinstance(why, ConnectionResetError) or time.monotonic() + pause > end:
-                said = ' '.join(str(why).split())[:200] or type(why).__name__
+                said = str(why) or type(why).__name__
+                said = ' '.join(said.split())[:200]
                 raise CookError(f'no usable answer from {url}: {said}') from None
         time.sleep(pause)
         pause = min(2 * pause, 8)
@@ -109,7 +110,8 @@ def connect(url,       # such as http://localhost:8000
     url = url.rstrip('/').removesuffix('/v1')
     if not url.startswith(('http://', 'https://')):
         raise CookError(f'{url} is no address of a server; expected one such as http://localhost:8000')
-    cards = as_list(as_dict(ask(f'{url}/v1/models', timeout=10, patience=5)).get('data'))
+    known = as_dict(ask(f'{url}/v1/models', timeout=10, patience=5))
+    cards = as_list(known.get('data'))
     cards = [c for c in cards if isinstance(as_dict(c).get('id'), str)]
     names = [c['id'] for c in cards]
     if model and model not in names:
@@ -120,7 +122,9 @@ def connect(url,       # such as http://localhost:8000
     owner = card.get('owned_by')
     dialect = owner if owner in (*DIALECTS, 'tensorrt_llm') else 'echo'
     longest = card.get('max_model_len')
-    return Endpoint(url, dialect, card['id'], longest if type(longest) is int else 0)
+    if type(longest) is not int:
+        longest = 0
+    return Endpoint(url, dialect, card['id'], longest)
 
 # %% ../nbs/72_served.ipynb #03c9c25e
 def _whole(n, ids):
@@ -262,7 +266,8 @@ def _checked(read, reply, ids, k, known):
     "A reply that has another form than its dialect's is told in one sentence."
     try:
         p, top, likely = read(reply, ids, k, known)
-        if len(p) != len(ids) - 1 or max(p.max(), likely.max()) > .01:
+        highest = max(p.max(), likely.max())
+        if highest > .01 or len(p) != len(ids) - 1:
             raise ValueError('no log-probabilities')
         return p, top, likely
     except (AttributeError, KeyError, IndexError, OverflowError, TypeError, ValueError) as e:

@@ -99,8 +99,11 @@ def finished(
 ) -> bool:
     "Whether the folder holds the whole result of such a run: `results.json` is the last file to be written."
     path = Path(folder)/'results.json'
-    have = as_dict(as_dict(read_json(path)).get('parameters')) if path.exists() else {}
-    return path.exists() and all(have.get(k) == v for k, v in values.items())
+    if not path.exists():
+        return False
+    have = as_dict(read_json(path))
+    have = as_dict(have.get('parameters'))
+    return all(have.get(k) == v for k, v in values.items())
 
 # %% ../nbs/83_sweep.ipynb #1c4fb5bc
 def _attempt(command: list, env: dict) -> tuple:
@@ -262,7 +265,7 @@ def _claim(out: Path, recipe: Recipe, grid: dict, size: str):
             raise CookError(f'the folder {out} is not empty and is no sweep; choose another one with -o')
         write_json(path, mine)
     there = as_dict(read_json(path))
-    differs = [k for k, v in mine.items() if there.get(k) != v]
+    differs = [k for k in mine if there.get(k) != mine[k]]
     if differs:
         which = ' and '.join(differs)
         raise CookError(f'{out} holds another sweep: {which} differ; choose another folder with -o')

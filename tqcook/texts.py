@@ -276,9 +276,10 @@ def _limits(seconds, what, room=1 << 30):
     if threading.current_thread() is not threading.main_thread() or not hasattr(signal, 'setitimer'):
         yield
         return
+    import resource  # not on Windows
+
     def stop(*_):
         raise CookError(f'{what} did not end within {seconds} s')
-    import resource # not on Windows
     before = signal.signal(signal.SIGALRM, stop)
     old, have = resource.getrlimit(resource.RLIMIT_AS), Path('/proc/self/statm')
     if have.exists(): # Linux; one product of a text and a number is more than a clock can stop
@@ -295,7 +296,8 @@ def _limits(seconds, what, room=1 << 30):
 # %% ../nbs/12_texts.ipynb #2cbfdf7e
 def _powers(template: str) -> bool:
     "Whether a template raises numbers to powers; Python computes 9**9**9 for hours, and no clock stops it."
-    tokens = [(kind, v) for _, kind, v in need('jinja2', 'quantize').Environment().lex(template) if kind != 'whitespace']
+    lexed = need('jinja2', 'quantize').Environment().lex(template)
+    tokens = [(kind, v) for _, kind, v in lexed if kind != 'whitespace']
     return any(b == ('operator', '**') and a[1] not in '(,' for a, b in zip(tokens, tokens[1:]))
 
 # %% ../nbs/12_texts.ipynb #04ed9ab2
