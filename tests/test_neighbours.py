@@ -210,7 +210,8 @@ def test_command_line(argv, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(bench, 'copy_bandwidth', lambda dev: pytest.fail('measured before it was checked'))
     monkeypatch.setattr(cli, 'open_model', lambda *a, **k: SimpleNamespace(context=512, tokenizer=None))
-    monkeypatch.setattr(data, 'corpus', lambda *a, **k: None)
+    monkeypatch.setattr(data, 'corpus', lambda *a, **k: SimpleNamespace(n_tokens=1))
+    monkeypatch.setattr(cli.perplexity, 'pace', lambda *a: 1.)
     Path('GRID').write_text('context: [8, 16]\n')
     Path('FILE').write_text('x')
     with in_time(20): # the first that asks for a device imports PyTorch
