@@ -17,7 +17,7 @@ from types import SimpleNamespace
 
 from . import schemes
 from .calibration import CalibrationReport, QuantizerStat, examine, examine_target, text_facts
-from .core import CookError, fmt_seconds, need
+from .core import CookError, esc, fmt_seconds, need
 from .folding import fold, foldable, smoothing_factors
 from .formats import fake_blocks, fake_e4m3, fake_int
 from .models import Loaded, check_finite, expert_tensors, linears, quiet
@@ -328,7 +328,7 @@ class Quantized:
     def _repr_markdown_(self):
         steps = ', '.join(f'{k} {fmt_seconds(v)}' for k, v in self.seconds.items())
         smooth = '' if self.alpha is None else ', not smoothed' if self.alpha == 'off' else f', alpha {self.alpha:g}'
-        return (f'**{self.loaded.name}** as {self.scheme}{smooth}, KV cache {self.kv}: '
+        return (f'**{esc(self.loaded.name)}** as {self.scheme}{smooth}, KV cache {self.kv}: '
                 f'{self.modules} weights fake-quantized ({steps})')
 
 # %% ../nbs/34_quantize.ipynb #f91f8036
