@@ -39,7 +39,7 @@ setup(
         *(f'Programming Language :: Python :: 3.{m}' for m in minors),
     ],
     packages=find_packages(include=[name, f'{name}.*']),
-    package_data={name: ['demo/*', '*.toml', '*.json', '*.css']},
+    package_data={name: ['demo/*', '*.toml', '*.json', '*.css', '*.txt']},
     include_package_data=False,
     install_requires=requirements('requirements'),
     extras_require=extras,

@@ -10,46 +10,9 @@ import json
 import re
 from pathlib import Path
 
+import tqcook
 from .core import CookError, atomic_write
 from .recipe import recipe_paths
-
-# %% ../nbs/85_new.ipynb #1ee28147
-_CELLS = '''
-# {title}
-
-> Score a model on a text: replace this line by the one thing that the reader has at the end
----
-Say here for whom this is, what is measured, and on what it was run.
----
-model = 'demo'          # type: str model directory, hub id, demo, or shape:NAME for random weights
-text = 'code'           # type: str evaluation text, a file, code or prose
-context = 256           # type: int tokens in each window
-max_windows = 8         # type: int windows, spread evenly over the text; 0 takes all
-device = 'auto'         # type: str auto, cpu, cuda or cuda:N
-out_dir = 'runs/{name}'  # type: str folder for everything this recipe writes
----
-from tqcook import data, perplexity, recipe
-from tqcook.core import Markdown
-
-stages = recipe.start('{name}', globals())
----
-## The model and its text
----
-with stages('load'):
-    loaded = recipe.open_model(model, device=device)
-    corpus = data.corpus(text, loaded.tokenizer, context, max_windows=max_windows)
-corpus
----
-## What it scores
----
-with stages('score'):
-    scores = perplexity.score(loaded, corpus, progress=False)
-Markdown(f'Perplexity {{scores.ppl.value:.3f}} on {{len(corpus)}} windows of {{context}} tokens.')
----
-What belongs to this recipe alone goes under `details`; the other keys are those of `results.json` everywhere.
----
-recipe.finish(dict(model=loaded.to_dict(), details=dict(perplexity=scores.ppl.value, corpus=corpus.info())))
-'''
 
 # %% ../nbs/85_new.ipynb #54483655
 def _cell(i: int, source: str) -> dict:
@@ -72,7 +35,8 @@ def new_recipe(
         raise CookError(f'there is a recipe {name} already: {paths[name]}')
     folder = next(iter(paths.values())).parent
     number = 1 + max((int(p.name[:2]) for p in folder.glob('[0-9][0-9]_*.ipynb')), default=0)
-    text = _CELLS.format(name=name, title=name.replace('_', ' ').capitalize())
+    template = (Path(tqcook.__file__).parent/'recipe_template.txt').read_text()
+    text = template.format(name=name, title=name.replace('_', ' ').capitalize())
     cells = [_cell(i, source) for i, source in enumerate(text.strip('\n').split('\n---\n'))]
     kernel = dict(display_name='python3', language='python', name='python3')
     nb = dict(cells=cells, metadata=dict(kernelspec=kernel), nbformat=4, nbformat_minor=5)
