@@ -10,57 +10,16 @@ import base64
 import datetime
 import html
 import re
+from pathlib import Path
 
+import tqcook
 from .core import esc, md_table
 from .recipe import EXIT, MIME, Recipe, at, outcome
 
 # %% ../nbs/81_report.ipynb #34c7373d
-_CSS = '''
-:root { --ink:#1d2329; --soft:#5d6770; --line:#dde2e6; --paper:#fff; --wash:#f5f7f8; --link:#0b6bcb;
-        color-scheme:light dark }
-@media (prefers-color-scheme:dark) {
-  :root { --ink:#e3e7ea; --soft:#9aa4ad; --line:#343b42; --paper:#16191c; --wash:#1f2428; --link:#6cb6ff }
-  .out img { filter:invert(.91) hue-rotate(180deg) }
-}
-* { box-sizing:border-box }
-body { margin:0; background:var(--paper); color:var(--ink); overflow-wrap:anywhere;
-       font:16px/1.6 system-ui,-apple-system,"Segoe UI",Roboto,Arial,sans-serif }
-main { max-width:58rem; margin:0 auto; padding:2.5rem 1.25rem 4rem }
-h1 { font-size:2rem; line-height:1.2; margin:0 0 .4rem }
-h2 { font-size:1.35rem; margin:2.6rem 0 .6rem; padding-top:.8rem; border-top:1px solid var(--line) }
-h3 { font-size:1.1rem; margin:1.8rem 0 .4rem }
-p, ul, ol { margin:.7rem 0 }
-blockquote { margin:.7rem 0; border-left:3px solid var(--line); padding-left:1rem; color:var(--soft) }
-a { color:var(--link) }
-img, svg { max-width:100%; height:auto }
-.out img { display:block; width:100%; min-width:30rem; max-width:54rem; margin:.6rem 0 }
-.scroll, .out { overflow-x:auto }
-table { border-collapse:collapse; font-size:.9rem; margin:.9rem 0; font-variant-numeric:tabular-nums;
-        overflow-wrap:normal }
-th, td { padding:.32rem .75rem .32rem 0; border-bottom:1px solid var(--line); vertical-align:top; text-align:left }
-th { border-bottom:2px solid var(--line); font-weight:600 }
-td:last-child { overflow-wrap:anywhere; min-width:8rem } td[style*=right] { white-space:nowrap }
-tr:hover td { background:var(--wash) }
-pre, code { font:.86rem/1.5 ui-monospace,SFMono-Regular,Menlo,Consolas,monospace; background:var(--wash);
-            border-radius:4px }
-code { padding:.1em .3em }
-pre { padding:.7rem .9rem; overflow-x:auto; margin:.8rem 0; overflow-wrap:normal }
-pre code { padding:0 }
-.outcome { background:var(--wash); border:1px solid var(--line); border-radius:8px; padding:.9rem 1.1rem .3rem;
-           margin:1.4rem 0 }
-.outcome h2 { border:0; padding:0; margin:1.2rem 0 .2rem; font-size:1.1rem }
-.outcome table { width:100% }
-.outcome tr:last-child td { border-bottom:0 }
-.outcome svg { display:block; max-width:30rem; margin:.8rem 0 }
-nav { columns:2; font-size:.92rem; color:var(--soft) }
-nav a { display:block; padding:.1rem 0 }
-footer { margin-top:3rem; padding-top:1rem; border-top:1px solid var(--line); color:var(--soft); font-size:.86rem }
-.badge { display:inline-block; padding:.1rem .7rem; border-radius:1rem; font-weight:600; color:#fff }
-.PASS { background:#1a7f4b } .FAIL { background:#c0392b }
-.INCONCLUSIVE { background:#9a6700 }
-@media (max-width:36rem) { nav { columns:1 } main { padding:1.5rem 1rem 3rem } h1 { font-size:1.6rem } }
-@media print { main { max-width:none; padding:0 } }
-'''
+def _style() -> str:
+    "The page's own style sheet."
+    return (Path(tqcook.__file__).parent/'report.css').read_text()
 
 # %% ../nbs/81_report.ipynb #cf99d962
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
@@ -160,6 +119,6 @@ def report_html(
     body.insert(titles[0] + 1 if titles else 0, f'{_top(results)}<nav aria-label="Contents">{nav}</nav>')
     head = ('<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
             f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
-            f'<title>{html.escape(recipe.title)}</title><style>{_CSS}</style>')
+            f'<title>{html.escape(recipe.title)}</title><style>{_style()}</style>')
     page = '\n'.join([*body, _bottom(results, recipe)])
     return f'<!doctype html>\n<html lang="en"><head>{head}</head>\n<body><main>\n{page}\n</main></body></html>\n'
