@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from tqcook import checkpoint, compare, export, models, parity, quantize, runtime, schemes
+from tqcook import checkpoint, compare, data, export, models, parity, quantize, runtime, schemes
 from tqcook.core import CookError
 
 READ = '''
@@ -44,6 +44,15 @@ CASES = dict(
     yarn=dict(rope_parameters=dict(rope_type='yarn', factor=4., original_max_position_embeddings=128, rope_theta=1e6)),
     longrope=dict(model_type='phi3', rope_parameters=LONG, original_max_position_embeddings=512),
     gemma3=dict(model_type='gemma3_text', head_dim=32, layer_types=['sliding_attention', 'full_attention']),
+    glm=dict(model_type='glm', head_dim=32, rope_parameters=PLAIN | dict(partial_rotary_factor=.5)),
+    stablelm=dict(model_type='stablelm', rope_parameters=PLAIN | dict(partial_rotary_factor=.25)),
+    qwen3=dict(model_type='qwen3', head_dim=32, rope_parameters=dict(rope_type='yarn', factor=4., rope_theta=1e6,
+                                                                     original_max_position_embeddings=128)),
+    mistral=dict(model_type='mistral', rope_parameters=PLAIN),
+    mixtral=dict(model_type='mixtral', rope_parameters=PLAIN),
+    cohere=dict(model_type='cohere', rope_parameters=PLAIN),
+    olmo2=dict(model_type='olmo2', rope_parameters=PLAIN),
+    phi3_partial=dict(model_type='phi3', rope_parameters=PLAIN | dict(partial_rotary_factor=.75)),
 )
 
 
@@ -64,14 +73,17 @@ def test_rotary_settings_survive_the_way_back(tmp_path):
         want[name] = next((b for n, b in buffers.items() if 'full' in n), next(iter(buffers.values()))).tolist()
         config.architectures = [type(model).__name__]
         config.save_pretrained(tmp_path/name)
+        if name == 'partial':
+            config.save_pretrained(tmp_path/'raw')
         export.make_portable(tmp_path/name)
-    dirs = [str(tmp_path/name) for name in CASES]
+    dirs = [str(tmp_path/name) for name in (*CASES, 'raw')]
     r = subprocess.run([sys.executable, '-c', READ, *dirs], capture_output=True, text=True)
     assert r.returncode == 0, r.stderr[-2000:]
     got = json.loads(r.stdout.splitlines()[-1])
     for name, frequencies in want.items():
         assert got[name]['inv_freq'] == pytest.approx(frequencies, rel=1e-3), name
     assert got['gemma3']['local'] == 1e4
+    assert got['raw']['inv_freq'] != pytest.approx(want['partial'], rel=1e-3) # as transformers 5 writes it
 
 
 @pytest.fixture(scope='module')
@@ -115,6 +127,16 @@ def test_the_legacy_layout_is_read_back(cut, tmp_path, monkeypatch, spoil):
     else:
         export.export(q, tmp_path/'c', engine_for='trtllm')
     assert (tmp_path/'c').exists() == (spoil is None)
+
+
+def test_a_comparison_says_that_a_loader_rounds_again(cut, tmp_path):
+    "Scales that differ within a fused product: what is compared is what the loader will compute, and it says so."
+    m, e = models.tiny('llama'), data.corpus('code', models.demo_tokenizer(), 64, max_windows=4)
+    for apart in True, False:
+        q = quantize.quantize(m, cut, 'fp8', keep_apart=apart, progress=False)
+        loaded = runtime.load(export.export(q, tmp_path/str(apart)), device='cpu')
+        said = '\n'.join(compare.compare(m, loaded, e, noise_floor='none', progress=False).lines())
+        assert ('4 fused products rounded again to one scale, as loaders do' in said) == apart
 
 
 def test_a_part_of_a_fused_product_cannot_be_left_out(cut, tmp_path):
