@@ -295,6 +295,7 @@ def test_a_gguf_file_is_dequantized_and_says_so(tmp_path, kind):
     assert m.name == f'tiny ({kind}, dequantized to bfloat16)' and m.to_dict()['name'] == m.name
     assert m.dtype == 'bfloat16' and m.vocab_size == 6 and m.tokenizer('ab')['input_ids'][-1] == 2
     assert models.peek(str(tmp_path/'tiny.gguf'))['parameters'] == m.n_params
+    assert models.sized(tmp_path/'tiny.gguf').total == m.n_params
     gguf = pytest.importorskip('gguf')
     read = {t.name: t for t in gguf.GGUFReader(tmp_path/'tiny.gguf').tensors}['blk.0.ffn_up.weight']
     want = torch.from_numpy(gguf.dequantize(read.data, read.tensor_type)).bfloat16()

@@ -187,15 +187,25 @@ def locate(model,     # as for `load`, but no shape
         return _from_hub(str(model))
     raise CookError(f'model {str(path)!r} does not exist; expected {_WAYS}')
 
+# %% ../nbs/11_models.ipynb #55229a92
+def _gguf_config(path):
+    "The transformers config of a GGUF file."
+    with _one_sentence(path):
+        return need('transformers', 'quantize').AutoConfig.from_pretrained(path.parent, gguf_file=path.name)
+
 # %% ../nbs/11_models.ipynb #da66e99a
 def config_of(model,    # as for `load`; or a config.json, its content, a transformers config
              ) -> dict: # of the text model
     "A model's config; of a hub id only this file is fetched."
     name = str(model)
-    if not isinstance(model, (str, Path)) or name.startswith('shape:') or os.path.lexists(name):
+    if not isinstance(model, (str, Path)) or name.startswith('shape:'):
         return read_config(model)
     hub = re.fullmatch(r'[\w.-]+/[\w.-]+', name)
-    return read_config(_from_hub(name, ['config.json']) if hub else locate(name))
+    if os.path.lexists(name):
+        path = Path(name)
+    else:
+        path = _from_hub(name, ['config.json']) if hub else locate(name)
+    return read_config(_gguf_config(path) if path.suffix == '.gguf' else path)
 
 # %% ../nbs/11_models.ipynb #b1a1aaa4
 def sized(model,      # as for `config_of`
@@ -435,8 +445,7 @@ def peek(model: str,  # as for `load`
     if path is None:
         config = shape_config(str(model)[6:])
     elif path.is_file():
-        with _one_sentence(path):
-            config = tr.AutoConfig.from_pretrained(path.parent, gguf_file=path.name)
+        config = _gguf_config(path)
     else:
         with _one_sentence(path):
             config = tr.AutoConfig.from_pretrained(open_plain(path).path, trust_remote_code=False)
