@@ -4,6 +4,7 @@ import copy
 import dataclasses
 import json
 import math
+import sys
 
 import numpy as np
 import pytest
@@ -253,3 +254,10 @@ def test_short_memory_halves_the_batches(pair):
         )
     assert np.abs(tight.tokens['kld'] - whole.tokens['kld']).max() < 1e-6
     assert tight.floor['tokens'] == whole.floor['tokens'] and len(tight.tokens['window']) == c.n_scored
+
+
+def test_the_bar_shows_the_running_ratio_on_a_terminal_only(pair, capsys, monkeypatch):
+    for tty in True, False:
+        monkeypatch.setattr(sys.stderr, 'isatty', lambda: tty)  # noqa: B023
+        compare.compare(*pair, random_corpus(16), noise_floor='none', batch_size=2)
+        assert ('ratio 1.' in capsys.readouterr().err) == tty

@@ -8,6 +8,7 @@ __all__ = ['BUDGET', 'check_budget', 'describe', 'check_pair', 'error_bars', 'Co
 # %% ../nbs/23_compare.ipynb #948eb9e1
 import contextlib
 import math
+import sys
 import time
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -351,6 +352,9 @@ def _together(a, reference, quant, corpus, size, chunk, progress):
     def run(batch):
         pair = (reference, reference.hidden(batch)), (b, batch.hidden(b))
         columns.add(batch, batch.reduce(score_two, chunk, *pair))
+        n = len(columns.batches)
+        if progress and sys.stderr.isatty() and n > 1 and not n & (n - 1): # often at first, then rarely: it costs time
+            return f"ratio {Paired(columns.arrays()).judged_stats['ppl_ratio'].text(4)}"
     feed(corpus, size, run, 'compare', progress, reference.first)
     return columns.arrays(), describe(b)
 

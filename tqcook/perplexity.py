@@ -251,7 +251,7 @@ class Columns:
 # %% ../nbs/22_perplexity.ipynb #6bdef84d
 def feed(corpus,         # `data.Corpus`
          size,           # windows to a batch
-         run,            # called with each `Batch`
+         run,            # called with each `Batch`; a text that it returns stands behind the bar
          what='score',   # written beside the bar
          progress=True,  # text bar on stderr
          first=(),       # windows that go first, in batches of their own
@@ -264,7 +264,9 @@ def feed(corpus,         # `data.Corpus`
     bar = tqdm(total=len(order), desc=what, unit='win', disable=None if progress else True)
     with torch.inference_mode(), bar:
         def step(index, done):
-            run(Batch(corpus, index))
+            told = run(Batch(corpus, index))
+            if told:
+                bar.set_postfix_str(told, refresh=False)
             bar.update(len(index))
         in_batches(order, size, step, key=lambda i: (len(corpus.windows[i]), i in first))
 
