@@ -95,6 +95,23 @@ def test_documents_of_unequal_size_are_counted(tmp_path):
     assert f"{q['effective_blocks']:.1f}" in r.stdout and 'effective blocks' in r.stdout
 
 
+@pytest.mark.slow
+def test_kv_cache_by_position(tmp_path):
+    "With kv=fp8 the cache is judged alone, at short and long context; its bytes a request are half."
+    small = 'kv=fp8 kv_context=512 context=128 max_windows=32 attribution_windows=0 new_tokens=4 on_fail=report'
+    args = [x for a in small.split() for x in ('-p', a)]
+    r = cook('run', 'perplexity', '--size', 'smoke', *args, '-o', 'o', cwd=tmp_path)
+    assert r.returncode in (0, 11), r.stderr[-3000:]
+    d = json.loads((tmp_path/'o'/'results.json').read_text())
+    kv = d['details']['kv']
+    assert list(kv) == ['128', '512'] and [len(x['by_position']) for x in kv.values()] == [4, 4]
+    for x in kv.values():
+        lo, hi = x['ppl_ratio_ci95']
+        assert 0 < x['kld_mean'] < d['quality']['kld_mean'] and lo < x['ppl_ratio'] < hi
+        assert x['requests']['fp8'] > 1.9 * x['requests']['none']
+        assert sum(row['tokens'] for row in x['by_position']) == x['tokens']
+
+
 def test_recipe_stops_on_fail(tmp_path):
     args = (
         '-p',

@@ -28,10 +28,10 @@ from tqcook.checkpoint import (
 )
 from .core import suggest
 from .findings import Findings, Target, as_finding, finding, merge
-from .models import TOKENIZERS_V5, rope_settings
 from .passport import EVALUATION, verify
 from .shapes import expected_shapes
 from .tensors import check_tensors
+from .transformers4 import TOKENIZERS_V5, rope_settings
 
 # %% ../nbs/43_contract.ipynb #4a55d584
 OTHERS = ('vllm', 'sglang')  # engines beside TensorRT-LLM

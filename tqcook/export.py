@@ -16,9 +16,10 @@ from .checkpoint import FUSED
 from .core import CookError, atomic_dir, need, read_json, suggest, write_json
 from .formats import E4M3_MAX, FORMATS, STORAGES, dequantize, quantize, scales_of, unpack
 from .legacy import legacy_card, read_legacy, row_sums, write_legacy
-from .models import TOKENIZERS_V5, linears, quiet, rope_settings
+from .models import linears, quiet
 from .preflight import saved
 from .quantize import Quantized, quantizers
+from .transformers4 import TOKENIZERS_V5, rope_settings
 
 # %% ../nbs/36_export.ipynb #ad760806
 LAYOUTS = { # the storages that each can hold
