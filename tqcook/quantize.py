@@ -21,6 +21,7 @@ from .core import CookError, esc, fmt_seconds, need
 from .folding import fold, foldable, smoothing_factors
 from .formats import fake_blocks, fake_e4m3, fake_int
 from .models import Loaded, check_finite, expert_tensors, linears, quiet
+from .placement import is_spread
 from .preflight import SMOOTHED, check_options, preflight
 from .ranges import Range, RangeRecorder, choose_amax, run_windows
 
@@ -363,9 +364,8 @@ def quantize(
     need('modelopt.torch.quantization', 'quantize')
     check_finite(loaded.model)
     model = _own(loaded.model) if copy else loaded.model
-    if not getattr(model.config, 'architectures', None):
-        # a model never saved has none, and loaders need it
-        model.config.architectures = [type(model).__name__]
+    # a model never saved has none, and loaders need it
+    model.config.architectures = getattr(model.config, 'architectures', None) or [type(model).__name__]
     if folded or s.name in SMOOTHED and not s.a_static:
         o.places = foldable(model)
     _insert(model, s, kv, exclude)
@@ -390,7 +390,7 @@ def quantize(
 # %% ../nbs/34_quantize.ipynb #8a89ede5
 def _own(model):
     "A copy to work on."
-    if len(set((getattr(model, 'hf_device_map', None) or {'': 0}).values())) > 1:
+    if is_spread(model):
         raise CookError('this model is spread over devices by accelerate, whose hooks a copy would lose; pass '
                         'copy=False, which puts the quantizers into the model itself')
     return _copy.deepcopy(model)

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 from .core import CookError, in_batches
 from .formats import FORMATS, round_to
+from .placement import input_device
 
 # %% ../nbs/30_ranges.ipynb #8e494280
 BINS = 1536 # 96 octaves from 2^-48, 16 bins each; what is smaller (and zero) falls into bin 0
@@ -214,9 +215,7 @@ def run_windows(
     import torch
     from tqdm import tqdm
     order = sorted(range(len(windows)), key=lambda i: -len(windows[i])) # stable: equal lengths stay in their order
-    device, start = model.get_input_embeddings().weight.device, time.perf_counter()
-    if device.type == 'meta': # offloaded weights arrive by hooks
-        device = model.device
+    device, start = input_device(model), time.perf_counter()
     bar = tqdm(total=len(windows), desc=desc, unit='window', disable=not progress, leave=False)
     def run(batch, done):
         ids, mask = _padded([windows[i] for i in batch])
