@@ -19,6 +19,7 @@ import numpy as np
 
 from . import stats
 from .core import CookError, Result, in_batches, md_table
+from .placement import input_device
 from .stats import Blocks, Interval
 
 # %% ../nbs/22_perplexity.ipynb #dff9f065
@@ -56,6 +57,24 @@ def _bf16_units():
     finally:
         torch.set_float32_matmul_precision(was)
 
+# %% ../nbs/22_perplexity.ipynb #7f7b3d51
+def _with(module, f):
+    "A copy of a module with `f` of its parameters."
+    out = copy.copy(module)
+    out._parameters = {k: f(p) for k, p in module._parameters.items()}
+    return out
+
+# %% ../nbs/22_perplexity.ipynb #dea00d36
+def _at_hand(head):
+    "An output head whose weights are here: every chunk of logits needs them, wherever accelerate keeps the model's."
+    import torch
+    if head is None or not any(p.is_meta for p in head.parameters()):
+        return head
+    from accelerate.utils import align_module_device
+    own = lambda p: None if p is None else torch.nn.Parameter(p.detach().clone(), requires_grad=False)
+    with align_module_device(head):
+        return _with(head, own)
+
 # %% ../nbs/22_perplexity.ipynb #92da3111
 _seen = weakref.WeakKeyDictionary()  # model -> its rule, as the probe found it
 
@@ -69,8 +88,8 @@ class HFLogits:
         for k in 'name kind weights vocab_size context tokenizer_sha nbytes'.split():
             setattr(self, k, getattr(loaded, k))
         self.info = loaded.to_dict()
-        self.lm_head = loaded.model.get_output_embeddings()
-        self.device = next(loaded.model.parameters()).device
+        self.lm_head = _at_hand(loaded.model.get_output_embeddings())
+        self.device = input_device(loaded.model)
         self._w32 = None  # the head's weight in float32, made when it is wanted
         if loaded.model not in _seen:
             _seen[loaded.model] = self._probe(loaded.config)
@@ -143,8 +162,7 @@ class HFLogits:
                             'must fit in memory together')
         own = lambda p: None if p is None else torch.nn.Parameter(p.detach(), requires_grad=False)
         model, self.model = self.model, None
-        self.lm_head = copy.copy(self.lm_head)
-        self.lm_head._parameters = {k: own(p) for k, p in self.lm_head._parameters.items()}
+        self.lm_head = _with(self.lm_head, own)
         return model
 
 # %% ../nbs/22_perplexity.ipynb #e71eb5d6
