@@ -62,7 +62,7 @@ def from_speed(path):
     found = read(path)
     rates = decoding(found['points'])
     for scheme, rate in rates.items():
-        gain = '' if scheme == 'bf16' else f" {rate / rates['bf16']:.2f}x"
+        gain = '' if scheme == 'bf16' else f" ({rate / rates['bf16']:.2f}x)"
         yield found['model'].split(',')[0], scheme, DECODE, (0, 0), f'{rate:.0f}{gain}'
 
 
