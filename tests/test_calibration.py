@@ -104,6 +104,20 @@ def test_clipping_on_other_text_is_counted_exactly(llama):
         assert gone == pytest.approx(float(((x > 0) & (x <= .5 / 127)).sum() / (x > 0).sum()), abs=1e-6)
 
 
+@pytest.mark.parametrize('dtype', ['int8', 'e4m3'])
+def test_what_vanishes_is_counted_as_it_is_rounded(dtype):
+    "In BF16 too, where limits rounded to BF16 counted up to 0.0009 of the values wrong, and a histogram 0.009."
+    from tqcook.formats import round_to
+    for seed in range(8):
+        g = torch.Generator().manual_seed(seed)
+        x = (torch.randn(20_000, generator=g) * torch.randn(20_000, generator=g).mul(2).exp()).bfloat16()
+        amax = x.abs().max().float() * (.37 if seed % 2 else 1)
+        live, over, gone = Range(amax, dtype).count(x).tolist()
+        rounded = round_to(x.float().numpy(), dtype, float(amax))
+        assert gone == ((rounded == 0) & (x != 0).numpy()).sum() and over == int((x.abs().float() > amax).sum())
+        assert live == int((x != 0).sum()) and gone > 100
+
+
 def test_idle_experts_are_named():
     m = models.tiny('mixtral')
     q = quantize.quantize(m, SimpleNamespace(windows=[np.array([5, 6])]), 'fp8', progress=False)

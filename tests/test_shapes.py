@@ -165,3 +165,28 @@ def test_expected_shapes_are_the_models(kind):
 def test_the_shapes_are_what_was_published():
     assert shape_of('shape:llama-3.1-8b').total == 8_030_261_248
     assert shape_of(SHAPES['llama-3.2-1b']).total == 1_235_814_400
+
+
+# Published configs whose counts were once far off: parameters, exactly those of transformers' class.
+WRONG = {
+    'Phi-2, once +30 %': (2_779_683_840, dict(
+        model_type='phi', hidden_size=2560, intermediate_size=10240, num_hidden_layers=32, num_attention_heads=32,
+        num_key_value_heads=32, vocab_size=51200)),
+    'Gemma-2-2b, once 3.20e9': (2_614_341_888, dict(
+        model_type='gemma2', hidden_size=2304, intermediate_size=9216, num_hidden_layers=26, num_attention_heads=8,
+        num_key_value_heads=4, head_dim=256, vocab_size=256000)),
+    'Qwen1.5-MoE-A2.7B, once -6 %': (14_315_784_192, dict(
+        model_type='qwen2_moe', hidden_size=2048, intermediate_size=5632, num_hidden_layers=24, num_attention_heads=16,
+        num_key_value_heads=16, vocab_size=151936, num_experts=60, num_experts_per_tok=4, moe_intermediate_size=1408,
+        shared_expert_intermediate_size=5632)),
+    'gpt-oss-20b': (20_914_757_184, dict(
+        model_type='gpt_oss', hidden_size=2880, intermediate_size=2880, num_hidden_layers=24, num_attention_heads=64,
+        num_key_value_heads=8, head_dim=64, vocab_size=201088, num_local_experts=32, num_experts_per_tok=4))}
+
+
+@pytest.mark.parametrize('name', WRONG)
+def test_models_that_were_counted_wrong(name):
+    total, config = WRONG[name]
+    assert shape_of(config).total == total
+    rest = {k: v for k, v in config.items() if k != 'model_type'}
+    assert sum(p.numel() for p in meta_model(config['model_type'], rest).parameters()) == total

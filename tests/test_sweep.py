@@ -148,3 +148,15 @@ def test_without_ray_the_extra_is_named(toy, monkeypatch):
     with pytest.raises(CookError, match=r"tqcook\[sweep\]"):
         sweeps.sweep('toy', {'n': [1]}, out_dir='out', ray='local')
     assert not (toy/'out').exists()
+
+
+@pytest.mark.slow
+def test_sigterm_ends_a_sweep_and_its_kernels_within_two_seconds(toy):
+    from test_interrupt import alive
+    code = "from tqcook.sweep import sweep; sweep('toy', {'n': [1, 2], 'nap': 60.0}, out_dir='out', workers=2)"
+    p = subprocess.Popen([sys.executable, '-c', code], cwd=toy, stdout=subprocess.DEVNULL)
+    assert wait(lambda: len(started(toy/'out')) == 2, 240)
+    runners = [int(i) for ids in started(toy/'out').values() for i in ids]
+    begun = time.monotonic()
+    p.terminate()
+    assert p.wait(10) and wait(lambda: not any(map(alive, runners)), 10) and time.monotonic() - begun < 2
