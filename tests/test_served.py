@@ -16,7 +16,7 @@ def few(demo):
 @pytest.fixture(scope='module')
 def more(demo):
     from tqcook import data
-    return data.corpus('code', demo.tokenizer, context=96, max_windows=24)
+    return data.corpus('code', demo.tokenizer, context=128, max_windows=24)
 
 
 def nll(found, corpus):
@@ -180,7 +180,7 @@ def test_a_load_test_that_fails_says_why(tmp_path, monkeypatch):
 
 def test_compare_takes_the_address_of_a_server(demo, halved, capsys):
     from tqcook.cli import main
-    words = '--text code --context 96 --max-windows 24 --device cpu'.split()
+    words = '--text code --context 128 --max-windows 24 --device cpu'.split()
     with running(demo, 'vllm') as (url, server):
         assert main(['compare', 'demo', url, *words]) == 0
     with running(halved, 'vllm') as (url, server):
