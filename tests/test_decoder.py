@@ -308,7 +308,7 @@ def test_bench_command():
     ]
     assert all(p['tokens_per_second'] > 0 for p in points)
     assert "no scheme 'nope'" in sentence(bench.measure, 'demo', ['nope'], device='cpu')
-    assert 'cannot be measured' in sentence(bench.measure, 'demo', ['bf16'], [0], device='cpu')
+    assert 'batches is 0' in sentence(bench.measure, 'demo', ['bf16'], [0], device='cpu')
 
 
 @pytest.mark.slow
