@@ -283,7 +283,7 @@ def feed(corpus,         # `data.Corpus`
     with torch.inference_mode(), bar:
         def step(index, done):
             told = run(Batch(corpus, index))
-            if told:
+            if isinstance(told, str):
                 bar.set_postfix_str(told, refresh=False)
             bar.update(len(index))
         in_batches(order, size, step, key=lambda i: (len(corpus.windows[i]), i in first))
