@@ -2,7 +2,9 @@
 import json
 import os
 import socket
+import sys
 import time
+import types
 
 import numpy as np
 import pytest
@@ -183,3 +185,26 @@ def test_the_default_text_follows_the_model(tok):
     other.chat_template = None
     assert data.corpus('auto', other, 128, max_windows=9).source.startswith('mixture of prose and code (')
     assert np.all(data.overlap(data.calibration('auto', other, 64, 128), c) < .05)
+
+
+def test_a_dataset_without_its_package(monkeypatch):
+    "No extra has it, so that the remedy is the package itself."
+    monkeypatch.setitem(sys.modules, 'datasets', None)
+    with pytest.raises(CookError, match=r'datasets is not installed here; install it with: pip install datasets$'):
+        texts.read_text('dataset:Salesforce/wikitext:wikitext-2-raw-v1:test')
+
+
+def test_rows_of_a_dataset_are_documents(monkeypatch):
+    "Asked for as the README has it; empty rows are left out."
+    class Rows(list):
+        column_names = ['text']
+
+        def __getitem__(self, key):
+            return list(self)
+
+    asked = []
+    load = lambda *args, **kw: asked.append((args, kw)) or Rows([' = Robert = ', '', 'He acts.'])
+    monkeypatch.setitem(sys.modules, 'datasets', types.SimpleNamespace(load_dataset=load))
+    documents, source = texts.read_text('dataset:Salesforce/wikitext:wikitext-2-raw-v1:test')
+    assert documents == [' = Robert = ', 'He acts.'] and source.startswith('dataset:')
+    assert asked == [(('Salesforce/wikitext', 'wikitext-2-raw-v1'), {'split': 'test'})]

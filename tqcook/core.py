@@ -76,7 +76,7 @@ warnings.filterwarnings('ignore', 'IProgress not found')  # of tqdm.auto, in oth
 # %% ../nbs/00_core.ipynb #93efba83
 def need(
     module: str, # module to import, such as 'modelopt.torch.quantization'
-    extra: str, # the extra of this package that installs it, such as 'quantize'
+    extra: str, # the extra of this package that installs it, such as 'quantize'; '' where none does
 ):
     "Import and return `module`, or say how to install it."
     try:
@@ -85,7 +85,8 @@ def need(
         top = module.partition('.')[0]
         if (e.name or '').partition('.')[0] not in (top, ''):
             raise # it is installed, something below it is broken: say that
-        raise CookError(f"{top} is not installed here; install it with: pip install 'tqcook[{extra}]'") from None
+        what = f"'tqcook[{extra}]'" if extra else top
+        raise CookError(f'{top} is not installed here; install it with: pip install {what}') from None
 
 # %% ../nbs/00_core.ipynb #c8c0c21a
 def esc(

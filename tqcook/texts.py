@@ -253,7 +253,7 @@ def _message(m, where):
 
 # %% ../nbs/12_texts.ipynb #70a693a4
 def _dataset(text):
-    ds = need('datasets', 'quantize')
+    ds = need('datasets', '')
     name, config, split = (text.split(':') + ['', ''])[1:4]
     try:
         rows = ds.load_dataset(name, config or None, split=split or 'test')
