@@ -51,7 +51,7 @@ def test_predictions_say_where_they_are_from(blackwell):
 
 @pytest.mark.parametrize('args, words', [
     (['-p', 'scheme=fp8_block'], ['fp8_block', 'not among the formats']),
-    (['-p', 'gpus=b900'], ['b900', 'b200']),
+    (['-p', 'targets=b900'], ['b900', 'b200']),
     (['-p', 'formats=nvfp5'], ['nvfp5', 'nvfp4']),
 ])
 def test_bad_parameters(tmp_path, args, words):

@@ -15,7 +15,6 @@ import io
 import json
 import os
 import re
-import tempfile
 import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,7 +23,7 @@ import tqcook
 from .checkpoint import BadCheckpoint, Checkpoint
 from .core import CookError, need, sha256, suggest
 from .device import Device, detect, emulates_bf16
-from .placement import free_room, is_spread, placement, spread, spreading
+from .placement import check_disk, free_room, is_spread, placement, spread, spreading
 from .shapes import SHAPES, Shape, read_config, shape_of
 
 # %% ../nbs/11_models.ipynb #5f9b1324
@@ -300,9 +299,7 @@ def _one_sentence(src):
     except CookError:
         raise
     except Exception as e:
-        if 'No space left' in str(e):
-            raise CookError(f'the disk of {tempfile.gettempdir()} is full, where weights of {src} go that memory does '
-                            'not hold; set TMPDIR to a folder on a larger disk') from e
+        check_disk(e)
         first = ' '.join(line.strip() for line in str(e).strip().splitlines()[:2])[:300] or type(e).__name__
         raise CookError(f'model {str(src)!r} could not be loaded: {first}') from e
 
@@ -375,9 +372,8 @@ _DTYPES = ('auto', 'bfloat16', 'float16', 'float32')
 # %% ../nbs/11_models.ipynb #82ddc557
 def _wide(loaded, dtype='auto'):
     "In float32 where a CPU emulates what the file has; `export` writes the types that stand in `model.narrow`."
-    if dtype != 'auto' or loaded.spread or loaded.device.kind != 'cpu' or loaded.dtype == 'float32':
-        return loaded
-    if not emulates_bf16():
+    narrow = dtype == 'auto' and loaded.device.kind == 'cpu' and loaded.dtype != 'float32' and not loaded.spread
+    if not (narrow and emulates_bf16()):
         return loaded
     held = [*loaded.model.named_parameters(), *loaded.model.named_buffers()]
     loaded.model.narrow = {n: t.dtype for n, t in held if t.is_floating_point()}
