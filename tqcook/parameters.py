@@ -38,6 +38,7 @@ input_len  at least 1  tokens of a prompt
 judge_windows  at least 1  windows that choose a setting
 kernels  one of real, reference  how a quantized checkpoint is multiplied
 kv  one of none, fp8  format of the KV cache
+kv_context  at least 0  tokens in the long windows that judge an FP8 cache, 0 takes the model's limit
 learning_rate  more than 0  peak learning rate
 leave_out  0 to 1  part of the damage that layers left in BF16 shall remove
 length  at least 1  tokens in a window
