@@ -18,7 +18,7 @@ import pytest
 
 import broken
 from toy import PARAMS, write_recipe
-from tqcook import advice, bench, cli, contract, data, findings, passport, recipe, served, shapes, sweep, tasks
+from tqcook import advice, bench, cli, contract, data, endpoint, findings, passport, recipe, served, shapes, sweep, tasks
 from tqcook.checkpoint import BadCheckpoint, Checkpoint, read_header
 from tqcook.core import CookError
 
@@ -280,22 +280,22 @@ RAW = [b'', b'\0' * 99, b'SSH-2.0-x\r\n', b'HTTP/1.1 200 OK\r\n' + b'a: b\r\n' *
 @pytest.mark.parametrize('raw', RAW, ids=range(len(RAW)))
 def test_servers(raw):
     with answering(raw) as (url, _):
-        refused(lambda: served.connect(url), '127.0.0.1')
+        refused(lambda: endpoint.connect(url), '127.0.0.1')
 
 
 def test_a_good_server_and_one_that_never_ends(monkeypatch):
     with answering(http(MODELS)) as (url, _):
-        assert served.connect(f'{url}/v1/').model == 'm'
+        assert endpoint.connect(f'{url}/v1/').model == 'm'
     with answering(b'HTTP/1.1 200 OK\r\n\r\n{', b' ') as (url, _):
-        refused(lambda: served.ask(url, timeout=1), 'does not end')
+        refused(lambda: endpoint.ask(url, timeout=1), 'does not end')
     for url in 'file:///etc/passwd', 'ftp://127.0.0.1/x', 'localhost:8000', '':
-        refused(lambda url=url: served.connect(url), 'no address')
+        refused(lambda url=url: endpoint.connect(url), 'no address')
 
 
 def test_the_key_stays_with_its_server(monkeypatch):
-    monkeypatch.setenv(served.KEY, 'a-key-of-the-server')
+    monkeypatch.setenv(endpoint.KEY, 'a-key-of-the-server')
     with answering(http(MODELS)) as (other, heard), answering(http('x', f'302 x\r\nLocation: {other}')) as (url, first):
-        refused(lambda: served.connect(url), '302')
+        refused(lambda: endpoint.connect(url), '302')
         assert b'a-key-of-the-server' in first[0] and not heard
 
 

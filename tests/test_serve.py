@@ -1,4 +1,4 @@
-"The recipe serve: what runs without TensorRT-LLM, the whole way with the stand-in, and a damaged checkpoint."
+"The recipe serve: a server that runs already, what runs without an engine, the whole way with stand-ins, bad files."
 import json
 import shutil
 import subprocess
@@ -7,43 +7,131 @@ from pathlib import Path
 
 import pytest
 
+from served_standin import LEGACY, install, running
+from test_served import AIPERF, tool
 from test_serving import free_port, gone, worker_of
 
-pytestmark = pytest.mark.slow # whole runs of the recipe, a minute each
-
 ROOT = Path(__file__).resolve().parent.parent
+slow = pytest.mark.slow  # whole runs by the command, a minute each
+
+
+def results(out):
+    return json.loads((out/'results.json').read_text())
+
+
+def skipped(d):
+    return {s['name']: s['reason'] for s in d['stages'] if s['status'] == 'skipped'}
+
+
+# in this process, without a kernel: seconds instead of a minute
+
+def cells(out, **values):
+    "Run the recipe's cells here with these parameters; what it found."
+    space = {}
+    for c in json.loads((ROOT/'recipes/08_serve.ipynb').read_text())['cells']:
+        if c['cell_type'] == 'code':
+            exec(''.join(c['source']), space)
+        if 'parameters' in c['metadata'].get('tags', []):
+            space |= dict(values, out_dir=str(out), device='cpu')
+    return results(out)
+
+
+@pytest.fixture(scope='module')
+def loaded(demo_fp8):
+    "The checkpoint as loaders have it."
+    from tqcook import runtime
+    return runtime.load(demo_fp8, device='cpu', kernels='reference')
+
+
+SMALL = dict(context=48, max_windows=8, input_len=32, output_len=8, requests=4, bench=False)
+
+
+def test_a_faithful_server_that_runs_already(demo_fp8, loaded, tmp_path):
+    with running(loaded, 'vllm') as (url, server):
+        d = cells(tmp_path/'run', endpoint=url, checkpoint=str(demo_fp8), **SMALL)
+    rungs, served = d['details']['rungs'], d['served']
+    assert list(rungs) == ['base and file', 'file and server', 'base and server']
+    assert served['faithful'] == 'PASS' and served['causes'] == [] and served['engine'] == 'vllm'
+    assert abs(rungs['file and server']['ppl_ratio'] - 1) < 1e-6
+    assert rungs['base and server']['ppl_ratio'] == pytest.approx(d['quality']['ppl_ratio'])
+    assert set(skipped(d)) == {'quantize', 'parity', 'load', 'bench', 'tp 1 and 2'}
+    assert not (tmp_path/'run/answers.jsonl').exists()
+
+
+@slow
+def test_a_server_with_another_cache_and_another_template(demo_fp8, tmp_path):
+    "In an FP8 model's own noise an FP8 cache hides; what the server says of it does not."
+    from tqcook import runtime
+    other = runtime.load(demo_fp8, device='cpu', kernels='reference')
+    other.model.set_attn_implementation(runtime.fp8_kv_attention('sdpa'))
+    with running(other, 'sglang', kv='fp8_e4m3', template=LEGACY) as (url, server):
+        d = cells(tmp_path/'run', endpoint=url, checkpoint=str(demo_fp8), **SMALL)
+    named = d['served']['causes']
+    assert d['served']['faithful'] == 'FAIL' and named[0].startswith('KV cache format (the server keeps fp8_e4m3')
+    assert named[1].startswith('Chat template (') and 'not the file' in d['details']['advice'][0]
+
+
+# by the command
 
 def serve(out, **values):
     p = [x for k, v in values.items() for x in ('-p', f'{k}={v}')]
     command = [sys.executable, '-m', 'tqcook', 'run', 'serve', '--size', 'smoke', '-o', str(out), *p]
     return subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
 
-def results(out):
-    return json.loads((out/'results.json').read_text())
 
-def test_it_skips_honestly(tmp_path, monkeypatch):
-    monkeypatch.delenv('TQCOOK_TRTLLM_PYTHON', raising=False)
-    monkeypatch.delenv('TQCOOK_TRTLLM_COMMAND', raising=False)
-    r = serve(tmp_path/'run', calib_samples=4, max_windows=4)
+@pytest.fixture
+def nowhere(monkeypatch):
+    "No engine is named."
+    for engine in ('TRTLLM', 'VLLM', 'SGLANG'):
+        for kind in ('PYTHON', 'COMMAND'):
+            monkeypatch.delenv(f'TQCOOK_{engine}_{kind}', raising=False)
+    monkeypatch.delenv('TQCOOK_AIPERF', raising=False)
+
+
+@slow
+@pytest.mark.parametrize(
+    'engine,why',
+    [('trtllm', 'not installed'), ('vllm', 'TQCOOK_VLLM_PYTHON'), ('none', 'no engine')],
+)
+def test_it_skips_honestly(engine, why, demo_fp8, nowhere, tmp_path):
+    r = serve(tmp_path/'run', engine=engine, checkpoint=demo_fp8, max_windows=4)
     assert r.returncode == 0, r.stderr[-2000:]
     d = results(tmp_path/'run')
-    skipped = {s['name']: s['reason'] for s in d['stages'] if s['status'] == 'skipped'}
-    assert set(skipped) == {'serve', 'parity', 'bench'} and all('not installed' in why for why in skipped.values())
-    assert any(s['name'] == 'check and passport' and s['status'] == 'ran' for s in d['stages'])
-    assert d['details']['commands']['serve'].startswith('trtllm-serve ') and 'quality' not in d
-    assert not {'runtime', 'engine', 'served'} & set(d)
+    found = skipped(d)
+    assert set(found) == {'quantize', 'serve', 'parity', 'load', 'bench', 'tp 1 and 2'}
+    assert why in found['serve'] and why in found['load']
+    assert 'trtllm-serve ' in str(d['details']['commands']) and 'vllm serve ' in d['details']['commands']['with vllm']
+    assert 'quality' not in d and not {'runtime', 'engine', 'served'} & set(d)
 
-def test_end_to_end_with_the_stand_in(standin, tmp_path, monkeypatch):
+
+@slow
+def test_end_to_end_with_the_stand_in(standin, nowhere, tmp_path, monkeypatch):
     monkeypatch.setenv('TQCOOK_TRTLLM_PYTHON', str(standin))
     r = serve(tmp_path/'run', calib_samples=4, max_windows=4, requests=8, output_len=8, port=free_port())
     assert r.returncode == 0, r.stderr[-2000:]
     d = results(tmp_path/'run')
-    assert all(s['status'] == 'ran' for s in d['stages']), d['stages']
+    assert set(skipped(d)) == {'load', 'tp 1 and 2'}
     served = d['served']
-    assert served['trtllm'] == '1.2.1' and set(served['bench']) == {'BF16', 'fp8'} and served['answer']
-    assert abs(served['parity']['ppl_ratio'] - 1) < 1e-3 # the stand-in rounds logits to BF16, as the real one may
+    assert served['version'] == '1.2.1' and set(served['bench']) == {'BF16', 'fp8'} and served['answer']
+    # the stand-in rounds logits to BF16, as the real one may
+    assert abs(d['details']['rungs']['file and server']['ppl_ratio'] - 1) < 1e-3
     assert gone(worker_of(tmp_path/'run'/'serve.log'))
 
+
+@slow
+@pytest.mark.parametrize('engine', ['vllm', 'sglang'])
+def test_an_engine_in_its_own_environment(engine, demo_fp8, nowhere, tmp_path, monkeypatch):
+    monkeypatch.setenv(f'TQCOOK_{engine.upper()}_PYTHON', str(install(tmp_path/'env')))
+    monkeypatch.setenv('TQCOOK_AIPERF', tool(tmp_path/'aiperf', AIPERF))
+    r = serve(tmp_path/'run', engine=engine, checkpoint=demo_fp8, max_windows=12, port=free_port())
+    assert r.returncode == 0, r.stderr[-2000:]
+    d = results(tmp_path/'run')
+    assert set(skipped(d)) == {'quantize', 'parity', 'bench', 'tp 1 and 2'}
+    assert d['served']['faithful'] == 'PASS' and set(d['served']['load']) == {'BF16', 'fp8'}
+    assert [row['concurrency'] for row in d['served']['load']['fp8']] == [1, 2, 8]
+
+
+@slow
 def test_a_damaged_checkpoint_is_refused(demo_fp8, tmp_path):
     bad = shutil.copytree(demo_fp8, tmp_path/'bad')
     f = bad/'model.safetensors'
@@ -53,3 +141,9 @@ def test_a_damaged_checkpoint_is_refused(demo_fp8, tmp_path):
     r = serve(tmp_path/'run', checkpoint=bad)
     assert r.returncode == 1 and 'not served' in r.stderr and 'model.safetensors' in r.stderr
     assert not (tmp_path/'run'/'results.json').exists()
+
+
+@slow
+def test_no_server_at_the_endpoint(demo_fp8, tmp_path):
+    r = serve(tmp_path/'run', checkpoint=demo_fp8, endpoint='http://127.0.0.1:9')
+    assert r.returncode == 1 and 'no usable answer from http://127.0.0.1:9/v1/models' in r.stderr

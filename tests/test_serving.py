@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 import time
-from dataclasses import replace
+from functools import reduce
 from pathlib import Path
 
 import pytest
@@ -16,6 +16,7 @@ import pytest
 import trtllm_standin
 from tqcook import serving, trtllm
 from tqcook.core import CookError
+from tqcook.endpoint import ask, connect, continued
 from tqcook.trtllm import Workload
 
 HERE = Path(__file__).parent
@@ -47,14 +48,15 @@ def command(found, tmp_path, port):
 
 # serving
 
-def test_serve_and_complete(found, tmp_path):
+def test_serve_and_continue(found, tmp_path):
     port, log = free_port(), tmp_path/'log'
     with serving.serve(command(found, tmp_path, port), port, log, ready=60) as s:
-        assert serving.complete(s, 'def', 3) == ' x x x'
+        end = connect(s.url)
+        assert end.dialect == 'tensorrt_llm' and continued(end, [1, 2], 3) == ' x x x'
         with pytest.raises(CookError, match='404'):
-            s.request('/v1/nothing')
+            ask(f'{s.url}/v1/nothing')
         with pytest.raises(CookError, match='400.*nosuch'):
-            s.request('/v1/completions', dict(model='ckpt', prompt='a', max_tokens=1, nosuch=1))
+            ask(f'{s.url}/v1/completions', dict(model='ckpt', prompt='a', max_tokens=1, nosuch=1))
         pids = s.process.pid, worker_of(log)
     assert all(gone(p) for p in pids), 'a process is left running'
     assert serving.port_is_free(port)
@@ -197,19 +199,19 @@ def report(found, tmp_path, what='throughput'):
 @pytest.mark.parametrize('what', ['throughput', 'latency'])
 def test_bench_runs_and_is_read(found, tmp_path, what):
     b = serving.read_report(report(found, tmp_path, what), '1.2.1')
-    assert (b.requests, b.input_len, b.output_len) == (6, 16., 4.)
-    assert b.ttft == dict(p50=.01, p95=.01) and b.latency == .05
-    assert '1.00' in serving.bench_table(dict(base=b, fp8=b))
+    assert (b['requests'], b['input_len'], b['output_len']) == (6, 16., 4.)
+    assert b['ttft'] == b['itl'] == .01 and b['latency'] == .05
 
 def test_reports_of_others(found, tmp_path):
     f = report(found, tmp_path)
     d = json.loads(f.read_text())
     with pytest.raises(CookError, match='1.2.1 and 1.3.0rc7 was started'):
         serving.read_report(f, '1.3.0rc7')
-    for path in ('performance.system_output_throughput_tok_s', 'engine.version', 'streaming_metrics.ttft_percentiles'):
+    for path in ('performance.system_output_throughput_tok_s', 'engine.version',
+                 'streaming_metrics.ttft_percentiles.p50'):
         e = json.loads(json.dumps(d))
-        a, b = path.split('.')
-        del e[a][b]
+        *steps, last = path.split('.')
+        del reduce(dict.__getitem__, steps, e)[last]
         f.write_text(json.dumps(e))
         with pytest.raises(CookError, match=path):
             serving.read_report(f)
@@ -219,11 +221,6 @@ def test_reports_of_others(found, tmp_path):
     f.write_text('[]')
     with pytest.raises(CookError):
         serving.read_report(f)
-
-def test_benchmarks_that_cannot_be_compared(found, tmp_path):
-    b = serving.read_report(report(found, tmp_path))
-    with pytest.raises(CookError, match='differ'):
-        serving.bench_table(dict(a=b, b=replace(b, output_len=8.)))
 
 # refused before serving
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import trtllm_standin
-from tqcook import serving, trtllm
+from tqcook import endpoint, serving, trtllm
 from tqcook.core import CookError
 from tqcook.trtllm import Workload
 
@@ -88,7 +88,8 @@ def test_contract_check_can_fail(found, monkeypatch):
 def test_nothing_in_the_contract_is_unused_and_no_flag_is_outside_it():
     source = Path(trtllm.__file__).read_text()
     table = source[source.index("_NAMES = '''"):source.index('_ROWS')]
-    code = source.replace(table, '') + Path(serving.__file__).read_text() + TEMPLATE.read_text()
+    others = ''.join(Path(m.__file__).read_text() for m in (serving, endpoint))
+    code = source.replace(table, '') + others + TEMPLATE.read_text()
     unused = [i.name for i in trtllm.CONTRACT if i.name.rpartition('.')[2] not in code and i.kind != 'RequestOutput']
     assert not unused, unused
     flags = set(re.findall(r"'(--[a-zA-Z_-]+)'", code)) - {'--help'}

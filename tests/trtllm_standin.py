@@ -133,27 +133,23 @@ def serve(argv):
     class Handler(BaseHTTPRequestHandler):
         def log_message(self, *x):
             pass
-        def reply(self, code, body, kind='application/json'):
+        def reply(self, code, body):
             self.send_response(code)
-            self.send_header('Content-Type', kind)
+            self.send_header('Content-Type', 'application/json')
             self.end_headers()
             for b in body:
                 self.wfile.write(b)
                 self.wfile.flush()
                 time.sleep(.002)
         def do_GET(self):
-            ok = {'/health': b'', '/v1/models': json.dumps(dict(data=[dict(id=Path(a.model).name)])).encode()}
+            card = dict(id=Path(a.model).name, owned_by='tensorrt_llm')
+            ok = {'/health': b'', '/v1/models': json.dumps(dict(data=[card])).encode()}
             self.reply(200, [ok[self.path]]) if self.path in ok else self.reply(404, [b'{}'])
         def do_POST(self):
             d = json.loads(self.rfile.read(int(self.headers['Content-Length'])))
-            bad = set(d) - {'model', 'prompt', 'max_tokens', 'temperature', 'stream', 'ignore_eos'}
+            bad = set(d) - {'model', 'prompt', 'max_tokens', 'temperature'}
             if self.path != '/v1/completions' or bad or d['model'] != Path(a.model).name:
                 return self.reply(400, [f'refused {sorted(bad)}'.encode()])
-            if d.get('stream'):
-                rows = [
-                    f'data: {json.dumps(dict(choices=[dict(text=" x")]))}\n\n'.encode() for _ in range(d['max_tokens'])
-                ]
-                return self.reply(200, [*rows, b'data: [DONE]\n\n'], 'text/event-stream')
             self.reply(200, [json.dumps(dict(choices=[dict(text=' x' * d['max_tokens'])])).encode()])
     ThreadingHTTPServer((a.host, int(a.port)), Handler).serve_forever()
 

@@ -27,12 +27,14 @@ from tqcook import (
     parameters,
     perplexity,
     schemes,
-    served,
 )
 from .core import CookError, environment, fmt_bytes, fmt_seconds, plain, redact
+from .endpoint import connect
+from .fidelity import admitted, agree, causes
 from .new import new_recipe
 from .recipe import EXIT, Recipe, at, find_recipe, open_model, outcome, recipes
 from .runner import RunError, run
+from .served import compare_served
 from .sweep import sweep
 
 # %% ../nbs/84_cli.ipynb #713641e2
@@ -171,6 +173,16 @@ def _in_range(a, *names):
 _BUDGET = 'max_ppl_ratio', 'max_kld', 'min_top1'
 
 # %% ../nbs/84_cli.ipynb #b72cdc6b
+def _served(a, base, corpus, budget):
+    "Compare with a running server; one that returns no log-probabilities of a prompt, by what it writes."
+    there = connect(a.quant)
+    if there.dialect == 'tensorrt_llm':
+        return agree(base, there, corpus)
+    c = compare_served(base, there, corpus, record=a.record, **budget)
+    found = admitted(there, base.tokenizer, base.notes.get('kv'))
+    c.warnings += causes(c if base.scheme else None, found)
+    return c
+
 def _cmd_compare(a) -> int:
     "tqcook compare"
     _in_range(a, *_BUDGET, 'bos', 'policy', 'max_windows', 'stride', 'device', 'context')
@@ -183,7 +195,7 @@ def _cmd_compare(a) -> int:
     seconds = 2.2 * corpus.n_tokens / perplexity.pace(base, context) # both models, and the base once more on some
     print(f'about {fmt_seconds(seconds)}, if the second model is as fast as the first', file=sys.stderr)
     if a.quant.startswith(('http://', 'https://')):
-        c = served.compare_served(base, served.connect(a.quant), corpus, **budget)
+        c = _served(a, base, corpus, budget)
     else:
         c = compare.compare(base, lambda: open_model(a.quant, device=a.device), corpus, **budget)
     return _tell(c, terminal(c._repr_markdown_()), a.json, c.verdict or 'INCONCLUSIVE') # None: the weights are random
@@ -291,6 +303,7 @@ compare --max-ppl-ratio | float | | budget: perplexity after / before
 compare --max-kld | float | | budget: mean KL divergence in nats
 compare --min-top1 | float | | budget: share of equal top tokens
 compare --device | text | auto | auto, cpu, cuda or cuda:N
+compare --record | text | | file that keeps a server's answers, to go on after it died
 check | verb | | check a checkpoint directory against TensorRT-LLM's contract; exit 0 PASS, 10 FAIL
 check dir | text | | the checkpoint
 check --trtllm | text | 1.2.1 | version of TensorRT-LLM

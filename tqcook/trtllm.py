@@ -19,7 +19,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from .core import CookError, Markdown, atomic_write, md_table, suggest
+from .core import CookError, atomic_write, md_table, suggest
 from .schemes import check_kv, has_engine_backend, trtllm_support, version_key
 
 # %% ../nbs/70_trtllm.ipynb #b42c4716
@@ -49,16 +49,13 @@ class Item:
 _NAMES = ''' # kind | since | until | source | names
 import | 1.0 | | tensorrt_llm/__init__.py, llmapi/__init__.py | tensorrt_llm.LLM tensorrt_llm.SamplingParams
 import | 1.0 | | llmapi/__init__.py | tensorrt_llm.llmapi.KvCacheConfig tensorrt_llm.llmapi.CudaGraphConfig
-import | 1.0 | | llmapi/__init__.py | tensorrt_llm.llmapi.TorchCompileConfig
 import | 1.0 | 1.3.0rc20 | tensorrt_llm/_tensorrt_engine; removed by #15918 | tensorrt_llm._tensorrt_engine.LLM
 LLM | 1.0 | | api_stability/references_committed/llm.yaml | model tensor_parallel_size pipeline_parallel_size
 LLM | 1.0 | | api_stability/references_committed/llm.yaml | max_batch_size max_num_tokens max_seq_len kv_cache_config
 LLM | 1.0 | | api_stability/references/llm.yaml (beta) | cuda_graph_config attn_backend
-LLM | 1.0 | | api_stability/references/llm.yaml (prototype) | torch_compile_config
 LLM | 1.2 | | api_stability/references/llm.yaml (prototype); #7520 | orchestrator_type
 KvCacheConfig | 1.0 | | llmapi/llm_args.py | enable_block_reuse free_gpu_memory_fraction
 CudaGraphConfig | 1.0 | | llmapi/llm_args.py (padding_enabled before 1.0) | max_batch_size enable_padding
-TorchCompileConfig | 1.0 | | llmapi/llm_args.py | enable_piecewise_cuda_graph
 SamplingParams | 1.0 | | api_stability/references_committed/sampling_params.yaml | max_tokens
 SamplingParams | 1.0 | | api_stability/references_committed/sampling_params.yaml | return_context_logits end_id
 generate | 1.0 | | api_stability/references_committed/llm.yaml | inputs sampling_params use_tqdm
@@ -78,8 +75,6 @@ report | 1.0 | | bench/dataclasses/reporting.py | engine.version engine.quantiza
 report | 1.0 | | bench/dataclasses/reporting.py | request_info.num_requests request_info.avg_input_length
 report | 1.0 | | bench/dataclasses/reporting.py | request_info.avg_output_length performance.avg_request_latency_ms
 report | 1.0 | | bench/dataclasses/reporting.py | performance.system_output_throughput_tok_s
-report | 1.0 | | bench/dataclasses/reporting.py | performance.output_throughput_per_gpu_tok_s
-report | 1.0 | | bench/dataclasses/reporting.py | world_info.tp_size world_info.pp_size
 report streaming | 1.0 | | bench/dataclasses/reporting.py | streaming_metrics.ttft_percentiles
 report streaming | 1.0 | | bench/dataclasses/reporting.py | streaming_metrics.tpot_percentiles
 build | 1.0 | 1.3.0rc20 | commands/build.py | --checkpoint_dir --output_dir --max_batch_size --max_input_len
@@ -95,9 +90,8 @@ _ROWS = [[x.strip() for x in line.split('|')] for line in _NAMES.split('\n')[1:]
 CONTRACT = [Item(kind, name, *about) for kind, *about, names in _ROWS for name in names.split()]
 
 # %% ../nbs/70_trtllm.ipynb #6aed2b57
-def known(
-    version: str, # such as 1.2.1 or 1.3.0rc7
-) -> str: # the same
+def known(version,  # such as 1.2.1 or 1.3.0rc7
+         ) -> str:  # the same
     "A version that this package was written for; raises CookError for any other."
     key = version_key(version)
     if not version_key(OLDEST + '.0rc0') <= key or key[:2] > version_key(NEWEST)[:2]:
@@ -106,11 +100,10 @@ def known(
     return version
 
 # %% ../nbs/70_trtllm.ipynb #764eca21
-def use(
-    kind: str, # part of the interface: 'LLM', 'serve', 'bench throughput', ...
-    name: str, # argument, flag or field
-    version: str,
-) -> str: # the name
+def use(kind,          # part of the interface: 'LLM', 'serve', 'bench throughput', ...
+        name,          # argument, flag or field
+        version: str,
+       ) -> str:  # the name
     "A name of TensorRT-LLM, if that version has it; raises CookError otherwise."
     there = {i.name: i for i in CONTRACT if i.kind == kind}
     if name not in there:
@@ -122,11 +115,10 @@ def use(
     return name
 
 # %% ../nbs/70_trtllm.ipynb #e0e23936
-def flags(
-    kind: str, # the program, as in the contract
-    version: str,
-    values: dict, # flag -> value; True stands for a flag without one, None and False leave it out
-) -> list: # of strings
+def flags(kind,          # the program, as in the contract
+          version: str,
+          values: dict,  # flag -> value; True stands for a flag without one, None and False leave it out
+         ) -> list:  # of strings
     "Flags of a command, each looked up in the contract."
     given = {use(kind, name, version): value for name, value in values.items()
              if value is not None and value is not False}
@@ -154,10 +146,9 @@ class TensorRTLLM:
         return [path]
 
 # %% ../nbs/70_trtllm.ipynb #b16e2e16
-def container_command(
-    image: str = 'nvcr.io/nvidia/tensorrt-llm/release:1.2.1',
-    mounts=(), # directories that shall be visible inside under the same path
-) -> list:
+def container_command(image='nvcr.io/nvidia/tensorrt-llm/release:1.2.1',
+                      mounts=(),  # directories that shall be visible inside under the same path
+                     ) -> list:
     "The start of a command inside NVIDIA's container, with the limits that its quick-start asks for."
     options = '--rm -i --init --gpus all --ipc host --network host --ulimit memlock=-1 --ulimit stack=67108864'
     places = [str(Path(m).resolve()) for m in mounts]
@@ -184,10 +175,9 @@ def _places() -> tuple: # (command that starts its Python, directory of its prog
 _ASK = "import importlib.metadata as m; print('tqcook:' + m.version('tensorrt_llm'))"
 
 # %% ../nbs/70_trtllm.ipynb #2c1f1f9f
-def ask(
-    command: list, # a program of TensorRT-LLM's environment that prints one line beginning with tqcook:
-    timeout: float, # seconds
-) -> str: # the rest of that line
+def ask(command: list,  # a program of TensorRT-LLM's environment that prints one line beginning with tqcook:
+        timeout,        # seconds
+       ) -> str:  # the rest of that line
     "What a short program in TensorRT-LLM's environment says; raises CookError with its last word when it fails."
     try:
         r = subprocess.run(command, capture_output=True, text=True, timeout=timeout)
@@ -200,9 +190,8 @@ def ask(
     raise CookError(f'{command[0]} has no tensorrt_llm that answers: {last}')
 
 # %% ../nbs/70_trtllm.ipynb #77e1a9a1
-def find(
-    timeout: float = 180, # seconds; the first start of a container takes its time
-) -> TensorRTLLM|None: # None when there is none
+def find(timeout=180,  # seconds; the first start of a container takes its time
+        ) -> TensorRTLLM|None:  # None when there is none
     "Look for TensorRT-LLM; raises CookError when one was named and does not answer."
     place = _places()
     if not place:
@@ -265,8 +254,7 @@ class Settings:
         return md_table([(f'`{n}`', f'`{v}`', w) for n, v, w in self.rows], ['setting', 'value', 'why'])
 
 # %% ../nbs/70_trtllm.ipynb #7f5c204a
-_NESTED = dict(kv_cache_config='KvCacheConfig', cuda_graph_config='CudaGraphConfig',
-               torch_compile_config='TorchCompileConfig')
+_NESTED = dict(kv_cache_config='KvCacheConfig', cuda_graph_config='CudaGraphConfig')
 
 # %% ../nbs/70_trtllm.ipynb #9f13ce7c
 def _cache_rows(w: Workload, scoring: bool) -> list:
@@ -291,17 +279,15 @@ def _not_refused(scheme: str, version: str, backend: str, device=None):
         raise CookError(support.why)
 
 # %% ../nbs/70_trtllm.ipynb #0e5bce25
-def llm_settings(
-    scheme: str, # a name from `schemes.SCHEMES`, or 'none'
-    workload: Workload = Workload(),
-    device=None, # the GPU that serves, a `Device`; None leaves the hardware out of the question
-    tp: int = 1, # GPUs that share every layer
-    pp: int = 1, # pipeline stages
-    version: str = '1.2.1',
-    scoring: bool = False, # for perplexity: no block reuse, one window at a time
-    piecewise: bool = False, # torch.compile with piecewise CUDA graphs, a prototype
-    orchestrator: str = '', # 'ray' instead of MPI, from 1.2
-) -> Settings:
+def llm_settings(scheme,                           # a name from `schemes.SCHEMES`, or 'none'
+                 workload: Workload = Workload(),
+                 device=None,                      # the GPU that serves, a `Device`; None leaves the hardware out
+                 tp=1,                             # GPUs that share every layer
+                 pp=1,                             # pipeline stages
+                 version='1.2.1',
+                 scoring=False,                    # for perplexity: no block reuse, one window at a time
+                 orchestrator='',                  # 'ray' instead of MPI, from 1.2
+                ) -> Settings:
     "Arguments for `LLM`, with reasons; raises CookError for a scheme that this version or GPU refuses."
     _not_refused(scheme, known(version), 'pytorch', device)
     w = workload
@@ -314,9 +300,6 @@ def llm_settings(
             ('pipeline_parallel_size', pp, 'stages of layers, for several machines'),
             ('attn_backend', 'TRTLLM', 'the default, and the one that knows an FP8 KV cache'),
             *_cache_rows(w, scoring)]
-    if piecewise:
-        rows.append(('torch_compile_config.enable_piecewise_cuda_graph', True,
-                     'graphs for prompts too; a prototype, and a slower start'))
     if orchestrator:
         rows.append(('orchestrator_type', orchestrator, 'starts the workers with Ray instead of MPI'))
     return Settings(_in_contract(rows, version), version)
@@ -336,14 +319,13 @@ _FLAGS = dict(tensor_parallel_size='--tp_size', pipeline_parallel_size='--pp_siz
               max_num_tokens='--max_num_tokens', max_seq_len='--max_seq_len')
 
 # %% ../nbs/70_trtllm.ipynb #33fdcd18
-def serve_command(
-    path, # checkpoint directory
-    settings: Settings, # from `llm_settings`
-    port: int = 8000,
-    host: str = 'localhost',
-    options: str = 'serve.yaml', # file for the settings that have no flag; see `write_options`
-    found: TensorRTLLM|None = None, # where TensorRT-LLM is; None shows the plain command
-) -> list:
+def serve_command(path,                            # checkpoint directory
+                  settings: Settings,              # from `llm_settings`
+                  port=8000,
+                  host='localhost',
+                  options='serve.yaml',            # file for the settings that have no flag; see `write_options`
+                  found: TensorRTLLM|None = None,  # where TensorRT-LLM is; None shows the plain command
+                 ) -> list:
     "The command that serves a checkpoint."
     start = found.tool('trtllm-serve') if found else ['trtllm-serve']
     values = {'--host': host, '--port': port}
@@ -352,10 +334,9 @@ def serve_command(
     return [*start, str(path), *flags('serve', settings.version, values)]
 
 # %% ../nbs/70_trtllm.ipynb #68504124
-def write_options(
-    settings: Settings,
-    path, # file to write
-) -> Path:
+def write_options(settings: Settings,
+                  path,                # file to write
+                 ) -> Path:
     "Write the settings that have no flag of their own."
     rest = {k: v for k, v in settings.kwargs().items() if k not in _FLAGS}
     return atomic_write(path, json.dumps(rest, indent=1) + '\n')
@@ -370,19 +351,18 @@ def _convert_command(model, out: Path, scheme: str, kv: str, tp: int, pp: int, v
     return ['python3', f'{examples}/quantization/quantize.py', *flags('quantize.py', version, values)]
 
 # %% ../nbs/70_trtllm.ipynb #981e1868
-def engine_commands(
-    model, # directory of the original model, or a checkpoint from `export.export(..., layout='trtllm_legacy')`
-    out, # directory: checkpoint/ and engine/ are made in it
-    scheme: str = 'int8_sq',
-    kv: str = 'none',
-    workload: Workload = Workload(),
-    tp: int = 1,
-    pp: int = 1,
-    version: str = '1.2.1',
-    calib_size: int = 512, # samples
-    scoring: bool = False, # keep context logits, for perplexity; costs memory
-    examples: str = '/app/tensorrt_llm/examples', # where its examples are; this is the place in NVIDIA's container
-) -> list: # (command, why) for convert and build
+def engine_commands(model,                                  # the original, or a `trtllm_legacy` export
+                    out,                                    # directory: checkpoint/ and engine/ are made in it
+                    scheme='int8_sq',
+                    kv='none',
+                    workload: Workload = Workload(),
+                    tp=1,
+                    pp=1,
+                    version='1.2.1',
+                    calib_size=512,                         # samples
+                    scoring=False,                          # keep context logits, for perplexity; costs memory
+                    examples='/app/tensorrt_llm/examples',  # where NVIDIA's container has them
+                   ) -> list:  # (command, why) for convert and build
     "Commands that make a legacy engine, explained; raises CookError where there is no engine backend."
     if not has_engine_backend(known(version)):
         raise CookError(f'TensorRT-LLM {version} has no engine backend: trtllm-build went after {LAST_ENGINE}. Serve '
@@ -424,7 +404,7 @@ def _introspect(): # runs in TensorRT-LLM's environment
     def fields(c):
         return list(getattr(c, 'model_fields', None) or [f.name for f in dataclasses.fields(c)])
     args = getattr(llmapi, 'TorchLlmArgs', None) or importlib.import_module('tensorrt_llm.llmapi.llm_args').TorchLlmArgs
-    out = {k: fields(getattr(llmapi, k)) for k in ('KvCacheConfig', 'CudaGraphConfig', 'TorchCompileConfig')}
+    out = {k: fields(getattr(llmapi, k)) for k in ('KvCacheConfig', 'CudaGraphConfig')}
     out |= {'LLM': fields(args), 'SamplingParams': list(inspect.signature(SamplingParams).parameters),
             'generate': list(inspect.signature(LLM.generate).parameters),
             'import': [n for n in sys.argv[1:] if there(n)]}
@@ -436,10 +416,9 @@ _HELP = {'serve': 'trtllm-serve serve --help', 'bench': 'trtllm-bench --help', '
          'bench latency': 'trtllm-bench --model x latency --help'}
 
 # %% ../nbs/70_trtllm.ipynb #004027a9
-def check_contract(
-    found: TensorRTLLM,
-    timeout: float = 300, # seconds for each question; importing TensorRT-LLM takes half a minute
-) -> list: # sentences, one for each disagreement; [] when table and package agree
+def check_contract(found: TensorRTLLM,
+                   timeout=300,         # seconds for each question; importing TensorRT-LLM takes half a minute
+                  ) -> list:  # sentences, one for each disagreement; [] when table and package agree
     "Hold the contract against the package that is installed."
     items = [i for i in CONTRACT if i.in_version(found.version)]
     script = inspect.getsource(_introspect) + '\n_introspect()'

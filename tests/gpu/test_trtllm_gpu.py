@@ -65,7 +65,8 @@ def test_recipe_serve(found, demo_fp8, tmp_path):
                        capture_output=True, text=True, cwd=ROOT)
     assert r.returncode == 0, r.stderr[-3000:]
     d = json.loads((tmp_path/'run'/'results.json').read_text())
-    assert {s['name'] for s in d['stages'] if s['status'] == 'skipped'} == {'quantize'}
+    skipped = {s['name'] for s in d['stages'] if s['status'] == 'skipped'}
+    assert 'quantize' in skipped and skipped <= {'quantize', 'load', 'tp 1 and 2'}
     assert set(d['served']['bench']) == {'BF16', 'fp8'} and d['served']['answer']
     assert d['served']['bench']['fp8']['quantization'] == 'FP8'
 
