@@ -18,7 +18,21 @@ import pytest
 
 import broken
 from toy import PARAMS, write_recipe
-from tqcook import advice, bench, cli, contract, data, endpoint, findings, passport, recipe, served, shapes, sweep, tasks
+from tqcook import (
+    advice,
+    bench,
+    cli,
+    contract,
+    data,
+    endpoint,
+    findings,
+    passport,
+    recipe,
+    served,
+    shapes,
+    sweep,
+    tasks,
+)
 from tqcook.checkpoint import BadCheckpoint, Checkpoint, read_header
 from tqcook.core import CookError
 
