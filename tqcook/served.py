@@ -134,7 +134,8 @@ def _checked(read, reply, ids, k, known):
     "A reply's rows; one that has another form than its dialect's is told in one sentence."
     try:
         p, top, likely = _rows(*read(reply, ids, known), ids, k)
-        if max(p.max(), likely.max()) > .01:
+        highest = np.max([p.max(), likely.max()])
+        if not highest <= .01:  # or not a number, which null becomes
             raise ValueError('no log-probabilities')
         return p, top, likely
     except CookError:
