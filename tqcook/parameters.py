@@ -30,6 +30,7 @@ contexts  1 to 1000000000  tokens already in the cache
 engine  one of auto, trtllm, vllm, sglang  engine that shall load a directory, auto by its layout
 engine_for  one of auto, trtllm, vllm, sglang  engine whose layout is written, auto the first that holds the scheme
 device  like auto|cpu|cuda(:[0-9]{1,3})?  auto, cpu, cuda or cuda:N
+engine  one of auto, trtllm, vllm, sglang, none  program that serves
 eval_windows  at least 0  held-out windows, 0 for every one
 exclude  like (?![*.]+$).+  patterns of layers to leave in BF16, not all of them
 formats  a scheme  number formats to compare
