@@ -15,13 +15,40 @@ from .core import CookError, atomic_write
 from .recipe import recipe_paths
 
 # %% ../nbs/85_new.ipynb #54483655
+_CODE = r'\w+ +=|from |with |recipe\.' # how a cell of code begins
+
+# %% ../nbs/85_new.ipynb #8f906161
 def _cell(i: int, source: str) -> dict:
     "One cell of a new notebook."
-    code = not source.startswith(('#', '>')) and re.match(r'\w+ +=|from |with |recipe\.', source)
-    cell = dict(cell_type='code' if code else 'markdown', id=f'cell{i:04}', metadata={}, source=source.splitlines(True))
+    cell = dict(
+        cell_type='markdown',
+        id=f'cell{i:04}',
+        metadata={},
+        source=source.splitlines(True),
+    )
+    if re.match(_CODE, source):
+        cell |= dict(cell_type='code', execution_count=None, outputs=[])
     if '# type:' in source:
         cell['metadata'] = dict(tags=['parameters'])
-    return cell | (dict(execution_count=None, outputs=[]) if code else {})
+    return cell
+
+# %% ../nbs/85_new.ipynb #f8faceae
+def _notebook(name: str) -> dict:
+    "A recipe of this name, from the template."
+    template = (Path(tqcook.__file__).parent/'recipe_template.txt').read_text()
+    title = name.replace('_', ' ').capitalize()
+    parts = template.format(name=name, title=title).rstrip('\n').split('\n---\n')
+    kernel = dict(
+        display_name='python3',
+        language='python',
+        name='python3',
+    )
+    return dict(
+        cells=[_cell(i, part) for i, part in enumerate(parts)],
+        metadata=dict(kernelspec=kernel),
+        nbformat=4,
+        nbformat_minor=5,
+    )
 
 # %% ../nbs/85_new.ipynb #3ff69da5
 def new_recipe(
@@ -34,10 +61,7 @@ def new_recipe(
     if name in paths:
         raise CookError(f'there is a recipe {name} already: {paths[name]}')
     folder = next(iter(paths.values())).parent
-    number = 1 + max((int(p.name[:2]) for p in folder.glob('[0-9][0-9]_*.ipynb')), default=0)
-    template = (Path(tqcook.__file__).parent/'recipe_template.txt').read_text()
-    text = template.format(name=name, title=name.replace('_', ' ').capitalize())
-    cells = [_cell(i, source) for i, source in enumerate(text.strip('\n').split('\n---\n'))]
-    kernel = dict(display_name='python3', language='python', name='python3')
-    nb = dict(cells=cells, metadata=dict(kernelspec=kernel), nbformat=4, nbformat_minor=5)
+    taken = [int(p.name[:2]) for p in folder.glob('[0-9][0-9]_*.ipynb')]
+    number = max(taken, default=-1) + 1
+    nb = _notebook(name)
     return atomic_write(folder/f'{number:02}_{name}.ipynb', json.dumps(nb, indent=1, sort_keys=True) + '\n')
