@@ -25,10 +25,10 @@ def pytest_xdist_make_scheduler(config, log):
 
 
 # Files whose tests quantize, export, start kernels, servers or builds.
-HEAVY = '''architectures calibration compare compile contract contributing decoder demo_model export families hostile
-    interrupt neighbours new onnx package parity perplexity placement profile quantize recipe_bandwidth
-    recipe_blackwell recipe_calibration_data recipe_compile recipe_int8 recipe_perplexity recipe_speed recipes
-    runner runtime serve served serving site smoothing sweep trtllm'''.split()
+HEAVY = '''architectures calibration choice compare compile contract contributing decoder demo_model export
+    families hostile interrupt neighbours new onnx package parity perplexity placement profile quantize
+    recipe_bandwidth recipe_blackwell recipe_calibration_data recipe_choose recipe_compile recipe_int8
+    recipe_perplexity recipe_speed recipes runner runtime serve served serving site smoothing sweep trtllm'''.split()
 
 
 def heavy(item):

@@ -11,7 +11,7 @@ from tqcook.core import CookError
 def test_attribution_needs_switches(pair):
     with pytest.raises(CookError, match='no quantizers'):
         attribution.attribute(*pair, random_corpus(), **quiet)
-    with pytest.raises(CookError, match='expected layer, kind, module'):
+    with pytest.raises(CookError, match='expected layer, kind, product, module'):
         attribution.attribute(*pair, random_corpus(), by='row', **quiet)
 
 

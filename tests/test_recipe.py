@@ -72,7 +72,7 @@ def test_one_meaning_for_a_parameter_everywhere(ours):
             assert types.setdefault(p.name, p.type) == p.type, f'{p.name} has two types'
 
 @pytest.mark.parametrize('values', ['alphas=2', 'alphas=nan', 'alphas=0.5,nan', 'calib_samples=0', 'outlier_share=2',
-                                    'exclude=*', 'device=gpu', 'context=1', 'seed=-1'])
+                                    'keep=*', 'device=gpu', 'context=1', 'seed=-1'])
 def test_ranges_are_checked_before_anything_runs(cook, toy, values):
     code, line = cook('-p', values, recipe=str(ROOT/'recipes/02_int8.ipynb'))
     assert code == 2 and values.split('=')[0] in line and not (toy/'runs').exists()
@@ -118,3 +118,13 @@ def test_lists_of_lists():
     for bad in '[[1, x]]', '[1', '[1]: 2', '[01]', 3:
         with pytest.raises(core.CookError):
             p.coerce(bad)
+
+
+@pytest.mark.parametrize('text, items', [
+    ('*.down_proj', ['*.down_proj']),
+    ('[*.[qk]_proj, model.layers.0]', ['*.[qk]_proj', 'model.layers.0']),
+    ("['*.a', b]", ['*.a', 'b']),
+])
+def test_patterns_of_layers_need_no_quotes(text, items):
+    "To YAML a star begins an alias."
+    assert recipe.Parameter('keep', 'list', [], 'layers').coerce(text) == items

@@ -21,10 +21,14 @@ backend  one of auto, pytorch, tensorrt  TensorRT-LLM's backend
 batch  1 to 65536  windows in a batch or a training step
 batches  1 to 65536  sequences decoded together
 bos  one of auto, doc, window, none  where a beginning-of-text token is put
+budget  0 to 16  effective bits a weight, 0 for none
+by  one of bits, time  what cheapest means
+cached  1 to 1000000000  tokens in the cache
 calib_length  at least 2  tokens in each calibration window
 calib_samples  at least 1  calibration windows
 climb  a scheme  scheme of the ladder
 concurrency  1 to 100000  requests at once
+confirm_windows  at least 2  windows to confirm a choice on
 context  2 to 1000000000  tokens in each window
 contexts  1 to 1000000000  tokens already in the cache
 engine  one of auto, trtllm, vllm, sglang  engine that shall load a directory, auto by its layout
@@ -32,11 +36,11 @@ engine_for  one of auto, trtllm, vllm, sglang  engine whose layout is written, a
 device  like auto|cpu|cuda(:[0-9]{1,3})?  auto, cpu, cuda or cuda:N
 engine  one of auto, trtllm, vllm, sglang, none  program that serves
 eval_windows  at least 0  held-out windows, 0 for every one
-exclude  like (?![*.]+$).+  patterns of layers to leave in BF16, not all of them
 formats  a scheme  number formats to compare
 gpus  0 to 64  GPUs for each run
 input_len  at least 1  tokens of a prompt
 judge_windows  at least 1  windows that choose a setting
+keep  like (?![*.]+$).+  patterns of layers to leave in BF16, not all of them
 kernels  one of real, reference  how a quantized checkpoint is multiplied
 kv  one of none, fp8  format of the KV cache
 kv_context  at least 0  tokens in the long windows that judge an FP8 cache, 0 takes the model's limit
@@ -48,6 +52,7 @@ max_ppl_ratio  at least 1  budget, perplexity after over before, such as 1.01 fo
 max_text_mb  more than 0  most training text, in MB
 max_windows  at least 0  windows, spread evenly over the text, 0 takes all
 min_top1  0 to 1  budget, share of places with the same likeliest token, such as 0.94
+mixtures  at least 0  schemes that are tried with some layers in BF16
 new_tokens  0 to 100000  tokens to write
 noise_floor  one of rounding, attention, none  harmless noise to judge against
 on_fail  one of raise, report  what a FAIL does
@@ -64,6 +69,7 @@ requests  1 to 1000000  requests in a load test
 retries  0 to 100  how often a run that was killed is started again
 scheme  a scheme  number format
 schemes  a scheme or bf16  number formats, +kv for an FP8 KV cache
+search_windows  at least 2  windows to choose by
 seconds  more than 0  time to train
 seed  0 to 4294967295  where random choices begin
 sizes  at least 1  numbers of calibration windows

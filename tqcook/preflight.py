@@ -6,9 +6,8 @@
 __all__ = ['SMOOTHED', 'check_options', 'saved', 'preflight']
 
 # %% ../nbs/33_preflight.ipynb #60930cac
-import fnmatch
-
 from . import schemes
+from .attribution import named
 from .core import CookError, suggest
 from .folding import matrix
 from .models import Loaded, expert_tensors, linears
@@ -80,12 +79,11 @@ def preflight(
     if not lins and not experts:
         raise CookError(f'{kind} has no linear layers in its body, so there is nothing to quantize; expected a '
                         f'transformer decoder')
-    def matches(n, p):
-        return fnmatch.fnmatch(n, p) or fnmatch.fnmatch(n, p + '.*')
     for p in exclude:
-        if not any(matches(n, p) for n in lins):
-            raise CookError(f'exclude pattern {p!r} matches no linear layer; names look like {next(iter(lins))}')
-    lins = {n: m for n, m in lins.items() if not any(matches(n, p) for p in exclude)}
+        if not any(named(n, [p]) for n in lins):
+            raise CookError(f'pattern {p!r} of layers to leave in BF16 matches no linear layer; names look like '
+                            f'{next(iter(lins), "those of experts, which stay together")}')
+    lins = {n: m for n, m in lins.items() if not named(n, exclude)}
     if not lins and not experts:
         raise CookError(f'exclude {list(exclude)} leaves no linear layer to quantize')
     _check_fit(s, loaded, lins, experts)

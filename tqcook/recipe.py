@@ -65,7 +65,9 @@ def _parse(value, kind: str, inner: str):
 # %% ../nbs/80_recipe.ipynb #e98efd60
 def _list(text: str) -> list:
     "`[a, b]` or `a,b` as a list of texts, or of lists."
-    return parse_yaml(text if text.startswith('[') else f'[{text}]')
+    # an item such as *.down_proj would be an alias in YAML
+    whole = re.sub(r'(?<=[\[, ])\*[^,]*?(?=]?$|,)', r"'\g<0>'", text if text.startswith('[') else f'[{text}]')
+    return parse_yaml(whole)
 
 # %% ../nbs/80_recipe.ipynb #7c75c4ac
 @dataclass
@@ -99,11 +101,10 @@ class Parameter:
         value, # text from a command line or a YAML file, or a value of the declared type
     ):
         "The value as the declared type, or CookError."
-        given = value
         with contextlib.suppress(ValueError, KeyError):
-            given = _parse(value, self.type, self.inner)
-        self.check(given)
-        return given
+            value = _parse(value, self.type, self.inner)
+        self.check(value)
+        return value
 
 # %% ../nbs/80_recipe.ipynb #9de9cf17
 def _is(value, kind: str) -> bool:

@@ -133,6 +133,7 @@ class Recorded:
                 ):
         import torch
         self.live, self.parts, self.parked, self.file = live, {}, None, None
+        self.corpus = corpus.info()
         if folder is not None:
             self.file = tempfile.NamedTemporaryFile(dir=folder or None, prefix='tqcook-hidden-')  # noqa: SIM115
         def run(batch):
