@@ -222,6 +222,7 @@ def test_a_doubled_bos(demo):
     assert list(found) == ['bos'] and fidelity.causes(None, found)[0].startswith('BOS doubled or missing')
 
 
+@pytest.mark.slow
 def test_sampling_penalties(demo, more, short):
     "Faithful scores, and texts that part early."
     with running(demo, 'vllm', penalty=3.) as (url, server):
