@@ -71,7 +71,7 @@ def suggest(
     return f" (there are: {', '.join(options)})" if options else ''
 
 # %% ../nbs/00_core.ipynb #5a1e0b42
-warnings.filterwarnings('ignore', 'IProgress not found')  # of tqdm.auto, in others' packages: bars are text here
+warnings.filterwarnings('ignore', 'IProgress not found')  # of others' packages: bars are text here
 
 # %% ../nbs/00_core.ipynb #93efba83
 def need(
