@@ -80,6 +80,7 @@ def test_executed_notebook_tells_no_secrets(fp8):
     text = (fp8[1]/'executed.ipynb').read_text()
     assert 'HF_TOKEN' not in text and str(Path.home()) not in text.replace(str(fp8[1]), '')
 
+@pytest.mark.slow
 def test_fp8_on_a_gpu_without_fp8(tmp_path):
     "On Ampere the file is dequantized instead of run, and the recipe says so; the table's A100 stands in for one."
     nb = (ROOT/'recipes/01_fp8.ipynb').read_text()

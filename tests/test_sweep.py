@@ -94,6 +94,7 @@ def test_a_run_that_fails_keeps_no_other_from_running(toy):
     assert len(started(toy/'out')[9]) == 1, 'what failed would fail again'
 
 
+@pytest.mark.slow
 def test_killed_as_a_whole_it_goes_on_where_it_stopped(toy):
     "kill -9 of the sweep itself: its runs end with it, and the next one does what is left."
     code = "from tqcook.sweep import sweep; sweep('toy', {'n': [1, 2, 3], 'nap': 4.0}, out_dir='out', workers=1)"
