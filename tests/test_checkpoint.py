@@ -49,11 +49,9 @@ def test_read_agrees_with_the_safetensors_library(tmp_path):
     assert set(ref) == set(c.tensors)
     for k, t in ref.items():
         mine = c.read(k)
-        assert (
-            mine.dtype == t.dtype
-            and mine.shape == t.shape
-            and torch.equal(mine.view(torch.uint8) if mine.ndim else mine, t.view(torch.uint8) if t.ndim else t)
-        )
+        assert mine.dtype == t.dtype
+        assert mine.shape == t.shape
+        assert torch.equal(mine.view(torch.uint8) if mine.ndim else mine, t.view(torch.uint8) if t.ndim else t)
         np.testing.assert_array_equal(c.array(k), t.float().numpy() if t.is_floating_point() else t.numpy())
 
 def test_needs_neither_torch_nor_modelopt():
@@ -61,12 +59,8 @@ def test_needs_neither_torch_nor_modelopt():
     import sys
     heavy = ['torch', 'modelopt', 'transformers', 'matplotlib']
     code = f'import sys; from tqcook import checkpoint; print([m for m in {heavy} if m in sys.modules])'
-    assert (
-        subprocess.run(
-            [sys.executable, '-c', code], capture_output=True, text=True, check=True, env=dict(os.environ)
-        ).stdout.strip()
-        == '[]'
-    )
+    how = dict(capture_output=True, text=True, check=True, env=dict(os.environ))
+    assert subprocess.run([sys.executable, '-c', code], **how).stdout.strip() == '[]'
 
 def test_unreadable_and_dangling(tmp_path):
     c = broken.good()

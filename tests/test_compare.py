@@ -23,9 +23,8 @@ def test_batches_and_chunks_change_nothing(pair):
     one = compare.compare(a, b, c, batch_size=1, chunk=1000, **quiet)
     for kw in (dict(batch_size=3, chunk=17), dict(batch_size=8, chunk=64)):
         o = compare.compare(a, b, c, **kw, **quiet)
-        assert (o.tokens['window'] == one.tokens['window']).all() and (
-            o.tokens['position'] == one.tokens['position']
-        ).all()
+        assert (o.tokens['window'] == one.tokens['window']).all()
+        assert (o.tokens['position'] == one.tokens['position']).all()
         assert np.abs(o.tokens['nll_quant'] - one.tokens['nll_quant']).max() < 1e-4
     alone = perplexity.score(b, c, **quiet)
     assert np.abs(alone.tokens['nll'] - one.tokens['nll_quant']).max() < 1e-4
@@ -137,9 +136,8 @@ def test_documents_that_differ_count(pair):
     shift = np.random.default_rng(0).normal(0, 0.5, 5)[again.tokens['document']]
     again.tokens['nll_quant'] = again.tokens['nll_quant'] + shift
     assert again.stats['ppl_ratio'].width > 3 * c.stats['ppl_ratio'].width
-    assert (
-        again.effective_blocks == pytest.approx(40**2 / (20**2 + 4 * 25), rel=0.2) and again.verdict == 'INCONCLUSIVE'
-    )
+    assert again.effective_blocks == pytest.approx(40**2 / (20**2 + 4 * 25), rel=0.2)
+    assert again.verdict == 'INCONCLUSIVE'
     assert 'effective blocks' in ' '.join(again.judged.reasons)
     assert 'of 5 documents (' in again.summary() and 'effective blocks' in again.summary()
 

@@ -129,11 +129,9 @@ def test_make_portable_gives_the_legacy_layout_its_rotary_base(tmp_path):
         dict(rope_parameters=dict(rope_type='llama3', rope_theta=500000.0, factor=8.0)),
     )
     assert check(d).codes == ['rotary-base'] and export.make_portable(d) == []
-    assert (
-        export.make_portable(d, config) == ['config.json']
-        and check(d).codes == []
-        and export.make_portable(d, config) == []
-    )
+    assert export.make_portable(d, config) == ['config.json']
+    assert check(d).codes == []
+    assert export.make_portable(d, config) == []
     got = json.loads((d/'config.json').read_text())
     assert got['rotary_base'] == 500000.0 and got['rotary_scaling'] == dict(rope_type='llama3', factor=8.0)
 
@@ -328,9 +326,8 @@ def test_what_quantize_writes_in_the_other_schemes(scheme, kv, tmp_path):
     calib = data.calibration('code-train', demo.tokenizer, samples=2, length=64)
     d = export.export(quantize.quantize(demo, calib, scheme, kv=kv, progress=False), tmp_path/'c')
     found = check(d, device='h100', deep=True, passport=True)
-    assert set(found.codes) - FUSED == EXPECTED[f'{scheme}+kv' if kv == 'fp8' else scheme] | {'not-evaluated'}, str(
-        found
-    )
+    expected = EXPECTED[f'{scheme}+kv' if kv == 'fp8' else scheme] | {'not-evaluated'}
+    assert set(found.codes) - FUSED == expected, str(found)
     if scheme != 'int4_awq':  # AWQ moves scales between layers before it rounds
         w, m = Checkpoint.open(models.demo_path()), 'model.layers.0.mlp.up_proj'
         w = w.array(f'{m}.weight')

@@ -75,9 +75,8 @@ def test_calibration_does_not_touch_evaluation(tok):
 
 def test_calibration_is_reproducible(tok):
     a, b, c = (data.calibration('prose', tok, 8, 128, seed=s) for s in (0, 0, 1))
-    assert all(np.array_equal(x, y) for x, y in zip(a.windows, b.windows)) and not all(
-        np.array_equal(x, y) for x, y in zip(a.windows, c.windows)
-    )
+    assert all(np.array_equal(x, y) for x, y in zip(a.windows, b.windows))
+    assert not all(np.array_equal(x, y) for x, y in zip(a.windows, c.windows))
 
 
 class Bos:
@@ -147,9 +146,7 @@ def test_lm_eval_says_when_bos_would_stand_twice(tok):
 def test_a_part_of_a_corpus_is_a_corpus(tok):
     c = cut(tok)
     part = c.take([0, 2])
-    assert (
-        len(part) == 2
-        and part.n_bytes == round(c.n_bytes * part.n_scored / c.n_scored)
-        and part.doc.tolist() == c.doc[[0, 2]].tolist()
-    )
+    assert len(part) == 2
+    assert part.n_bytes == round(c.n_bytes * part.n_scored / c.n_scored)
+    assert part.doc.tolist() == c.doc[[0, 2]].tolist()
     assert len(c) > 2 and c.n_bytes > part.n_bytes

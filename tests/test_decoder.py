@@ -303,9 +303,8 @@ def test_bench_command():
     r = subprocess.run(cmd, env=dict(os.environ, PYTHONPATH=str(ROOT)), capture_output=True, text=True, timeout=120)
     assert r.returncode == 0, r.stderr
     points = json.loads(r.stdout)['points']
-    assert [(p['what'], p['scheme']) for p in points] == [
-        (w, s) for s in ('bf16', 'int8_wo') for w in ('decode', 'prefill')
-    ]
+    expected = [(w, s) for s in ('bf16', 'int8_wo') for w in ('decode', 'prefill')]
+    assert [(p['what'], p['scheme']) for p in points] == expected
     assert all(p['tokens_per_second'] > 0 for p in points)
     assert "no scheme 'nope'" in sentence(bench.measure, 'demo', ['nope'], device='cpu')
     assert 'batches is 0' in sentence(bench.measure, 'demo', ['bf16'], [0], device='cpu')

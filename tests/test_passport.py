@@ -26,9 +26,10 @@ def flip(path, at=-100):
 
 def test_it_says_what_the_directory_was_made_from(ck):
     p = passport.read_passport(ck)
-    assert (
-        p['scheme'] == 'fp8' and p['parameters'] == {'a': 1} and p['kind'] == 'checkpoint' and p['versions']['python']
-    )
+    assert p['scheme'] == 'fp8'
+    assert p['parameters'] == {'a': 1}
+    assert p['kind'] == 'checkpoint'
+    assert p['versions']['python']
     assert set(p['files']) == {f.name for f in ck.iterdir()} - {'passport.json'}
     for n, f in p['files'].items():
         assert f['sha256'] == sha256(ck/n) and f['bytes'] == (ck/n).stat().st_size
@@ -125,19 +126,15 @@ def test_an_engine_is_bound_to_its_gpu(tmp_path):
         verify_or_refuse(d, device='h100')
     e = engine(tmp_path/'b', device=dict(name='NVIDIA H100 80GB HBM3', sm=90))
     found = verify(e, device='h200')
-    assert (
-        found.codes == ['engine-other-gpu']
-        and found.ok
-        and 'H100' in found.items[0].found
-        and 'H200' in found.items[0].found
-    )
+    assert found.codes == ['engine-other-gpu']
+    assert found.ok
+    assert 'H100' in found.items[0].found
+    assert 'H200' in found.items[0].found
     many = engine(tmp_path/'c', device=dict(name='any RTX', sm=[89, 120]))
     assert verify(many, device='rtx4090').codes == ['engine-other-gpu'] and not verify(many, device='h100').ok
     assert verify(d, device='none').codes == []
-    assert contract.check(d).codes == ['engine'] and contract.check(d, device='h100', passport=True).codes == [
-        'engine-other-sm',
-        'engine',
-    ]
+    assert contract.check(d).codes == ['engine']
+    assert contract.check(d, device='h100', passport=True).codes == ['engine-other-sm', 'engine']
 
 def test_an_engine_and_versions_and_ranks(tmp_path, monkeypatch):
     d = engine(tmp_path, versions=dict(tensorrt='10.14.1'), parallel=dict(tp=2, pp=1))

@@ -50,8 +50,8 @@ def test_yaml_and_the_command_line_mean_the_same(toy):
     (toy/'recipes/params/big.yaml').write_text('toy: {model: no, rate: 1e-5, fast: off, alphas: [0.1, 0.2]}')
     toy = recipe.find_recipe('toy')
     told = dict(model='no', rate='1e-5', fast='off', alphas='0.1, 0.2')
-    assert recipe.resolve(toy, 'big') == recipe.resolve(toy, '', told) == dict(
-        model='no', rate=1e-5, fast=False, alphas=[.1, .2])
+    expected = dict(model='no', rate=1e-5, fast=False, alphas=[.1, .2])
+    assert recipe.resolve(toy, 'big') == recipe.resolve(toy, '', told) == expected
 
 def test_every_size_fits_every_recipe(ours):
     "The parameter files that ship: every section is a recipe, every key a parameter of its type."

@@ -53,24 +53,18 @@ def test_recipe_results(gate):
         'policy',
     ):
         assert k in q
-    assert (
-        q['policy'] == 'disjoint'
-        and q['verdict'] in ('PASS', 'INCONCLUSIVE')
-        and q['sharpness'] >= 50
-        and q['way'] == 'lockstep'
-    )
-    assert (
-        0.99 < q['ppl_ratio'] < 1.02
-        and 1 < q['min_detectable_ppl_ratio'] < 1.01
-        and q['noise_floor']['kld_mean']['value'] < q['kld_mean']
-    )
+    assert q['policy'] == 'disjoint'
+    assert q['verdict'] in ('PASS', 'INCONCLUSIVE')
+    assert q['sharpness'] >= 50
+    assert q['way'] == 'lockstep'
+    assert 0.99 < q['ppl_ratio'] < 1.02
+    assert 1 < q['min_detectable_ppl_ratio'] < 1.01
+    assert q['noise_floor']['kld_mean']['value'] < q['kld_mean']
     at = d['details']['attribution']
-    assert (
-        set(at) == {'layer', 'kind'}
-        and at['kind']['control']['kld'] == 0
-        and 0.5 < at['kind']['additivity'] < 2
-        and len(at['layer']['groups']) == 8
-    )
+    assert set(at) == {'layer', 'kind'}
+    assert at['kind']['control']['kld'] == 0
+    assert 0.5 < at['kind']['additivity'] < 2
+    assert len(at['layer']['groups']) == 8
     left = d['details']['left_out']
     assert left['kld_after'] < left['kld_before']
     assert 8 <= q['effective_blocks'] <= q['blocks'] == 24 and 1 < q['documents'] < 24
@@ -126,11 +120,9 @@ def test_recipe_stops_on_fail(tmp_path):
         'new_tokens=4',
     )
     r = cook('run', 'perplexity', '--size', 'smoke', *args, '-o', 'raised', cwd=tmp_path)
-    assert (
-        r.returncode == 1
-        and 'the quantized model failed: mean KL divergence' in r.stderr
-        and not (tmp_path/'raised' / 'results.json').exists()
-    )
+    assert r.returncode == 1
+    assert 'the quantized model failed: mean KL divergence' in r.stderr
+    assert not (tmp_path/'raised'/'results.json').exists()
 
 
 @pytest.mark.parametrize('windows,code,verdict', [(24, 0, 'PASS'), (4, 11, 'INCONCLUSIVE')])

@@ -251,7 +251,7 @@ def examine(
     if not seen:
         return report
     dev = rec.table[seen[0]].device
-    table = torch.stack([rec.table[n].to(dev) for n in seen]).cpu().numpy()[:, np.argsort(rec.run['order'])] # one transfer for all
+    table = torch.stack([rec.table[n].to(dev) for n in seen]).cpu().numpy()[:, np.argsort(rec.run['order'])] # one copy
     hists = torch.stack([h.to(dev) for h in rec.hist.values()]).cpu().numpy() if rec.hist else ()
     hists = dict(zip(rec.hist, hists))
     need, report.curve = settled(np.maximum(table, 0))
