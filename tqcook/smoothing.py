@@ -12,7 +12,7 @@ import time
 from dataclasses import dataclass, field
 
 from . import stats
-from .compare import compare
+from .compare import compare, record
 from .core import CookError, md_table
 from .folding import foldable, matrix, scale_gain
 from .models import Loaded
@@ -117,10 +117,11 @@ def sweep_alpha(
     from tqdm import tqdm
     alphas, start, trials = check_alphas(alphas), time.perf_counter(), []
     plan = [(s, a) for s in schemes for a in [SMOOTHED[s], *(a for a in alphas if a != SMOOTHED[s]), 'off']]
+    base = record(loaded, judge, progress=False) # read once
     for scheme, alpha in tqdm(plan, desc='alpha', disable=not progress, leave=False):
         q = quantize(loaded, corpus, scheme, alpha=alpha, exclude=exclude, batch_size=batch_size, progress=False,
                      target=judge, ranges=None if alpha == 'off' else ranges)
-        c = compare(loaded, q.loaded, judge, noise_floor='none', progress=False)
+        c = compare(base, q.loaded, judge, progress=False)
         if alpha != 'off': # the text runs once: what enters a channel does not depend on alpha
             ranges = q.ranges
         if alpha == SMOOTHED[scheme]:
