@@ -47,12 +47,16 @@ def test_compare_answers_by_exit_code(demo_fp8, capsys):
     assert told.err.startswith('about ') # the estimate comes first
     assert code == recipe.EXIT[found['verdict']] and found['ppl_ratio'] == pytest.approx(1, abs=.05)
     assert cli.main(['compare', 'demo', str(demo_fp8), *small, '--max-kld', '1e-6']) == 10 # FP8 cannot keep that
+    capsys.readouterr()
+    assert cli.main(['compare', 'demo', str(demo_fp8), *small, '--max-kld', '1e-6', '--early']) == 10
+    assert json.loads(capsys.readouterr().out)['early']['of'] == 6
     assert cli.main(['compare', 'demo', 'no/such/model', *small]) == 1 and 'no/such/model' in capsys.readouterr().err
 
 @pytest.mark.parametrize('line, said', [
     ('compare a b --max-ppl-ratio 0.5', '--max-ppl-ratio is 0.5'),
     ('compare a b --max-ppl-ratio nan', '--max-ppl-ratio'),
     ('compare a b --max-kld -1', '--max-kld is -1'), ('compare a b --min-top1 1.5', '--min-top1 is 1.5'),
+    ('compare a http://b --early', '--early'),
     ('compare a b --policy nosuch', '--policy'), ('compare a b --max-windows -1', '--max-windows'),
     ('compare a b --context 1', '--context'), ('compare a b --device gpu', '--device'),
     ('check x --trtllm abc', '--trtllm'),

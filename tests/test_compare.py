@@ -12,6 +12,7 @@ import pytest
 torch = pytest.importorskip('torch')
 from pairs import disturbed, quiet, random_corpus, sharp
 from tqcook import compare, models, perplexity
+from tqcook.attribution import Attribution
 from tqcook.core import CookError
 from tqcook.stats import Interval
 
@@ -192,11 +193,8 @@ def test_calibration_overlap_is_warned_of(pair):
     assert compare.compare(a, b, c, calibration=random_corpus(seed=9), **quiet).warnings == []
 
 
-class Report:
-    "An attribution by kind, as far as advice reads it."
-
-    groups = dict(down_proj=Interval(0.03, 0.02, 0.04), q_proj=Interval(0.005, 0.004, 0.006))
-    patterns = dict(down_proj='*.down_proj', q_proj='*.q_proj')
+KINDS = dict(down_proj=Interval(0.03, 0.02, 0.04), q_proj=Interval(0.005, 0.004, 0.006))
+REPORT = Attribution('kind', KINDS, {k: f'*.{k}' for k in KINDS}, Interval(.03, .02, .04), Interval(0, 0, 0), 8, 8)
 
 
 def test_advice_starts_where_the_numbers_point(pair):
@@ -204,7 +202,7 @@ def test_advice_starts_where_the_numbers_point(pair):
     c = random_corpus(16)
     bad = compare.compare(a, disturbed(a, 0.2), c, **quiet)
     assert bad.verdict == 'FAIL'
-    said = bad.what_now(calibration=['the range of down_proj settled only after 60 of 64 samples'], attribution=Report)
+    said = bad.what_now(calibration=['the range of down_proj settled only after 60 of 64 samples'], attribution=REPORT)
     assert said[0].startswith('Start with the calibration: the range of down_proj')
     assert "exclude = ['*.down_proj']" in said[1] and '86%' in said[1]
     assert not any('fp8_rowwise' in x or 'Serve' in x for x in said)  # nothing that was not tried
@@ -212,7 +210,7 @@ def test_advice_starts_where_the_numbers_point(pair):
     assert any(x.startswith('int8_token does better') for x in bad.what_now(tried=dict(int8_token=better)))
     assert 'fp8_rowwise were tried and are no better.' in bad.what_now(tried=dict(fp8_rowwise=bad))
     good = compare.compare(a, b, c, max_ppl_ratio=9.0, max_kld=9.0, min_top1=0.0, **quiet)
-    assert good.what_now(calibration=['late'], attribution=Report) == []
+    assert good.what_now(calibration=['late'], attribution=REPORT) == []
 
 
 def test_a_token_beyond_the_embedding_table(pair):
@@ -259,3 +257,34 @@ def test_the_bar_shows_the_running_ratio_on_a_terminal_only(pair, capsys, monkey
         monkeypatch.setattr(sys.stderr, 'isatty', lambda: tty)  # noqa: B023
         compare.compare(*pair, random_corpus(16), noise_floor='none', batch_size=2)
         assert ('ratio 1.' in capsys.readouterr().err) == tty
+
+
+def test_a_settled_verdict_stops_early_and_says_so(pair):
+    a, b = pair
+    c = random_corpus(40)
+    wide = dict(max_ppl_ratio=9.0, max_kld=9.0, min_top1=0.0)
+    whole = compare.compare(a, b, c, **wide, **quiet)
+    e = compare.compare(a, b, c, **wide, early=True, **quiet)
+    assert e.verdict == 'PASS' and e.early == dict(look=1, looks=5, windows=8, of=40, level=0.99375)
+    read = np.unique(e.tokens['window'])
+    assert len(read) == 8 and e.floor['windows'] == 4 and read.tolist() != list(range(8))
+    for k in 'nll_base', 'nll_quant':  # the same numbers, of fewer windows
+        assert np.abs(e.tokens[k] - whole.tokens[k][np.isin(whole.tokens['window'], read)]).max() < 1e-4
+    d, said = e.to_dict(), e.summary()
+    json.dumps(d, allow_nan=False)
+    assert 'ppl_ratio_ci99.375' in d and 'ppl_ratio_ci95' not in d and d['windows'] == 8 and d['early'] == e.early
+    assert all(i.level == 0.99375 for i in e.stats.values()) and 'value [99.375 %]' in said
+    assert 'Stopped early, at look 1 of 5, after 8 of 40 windows' in said and 'early' not in whole.summary()
+    bad = compare.compare(a, disturbed(a, 0.5), c, early=True, way='hidden-memory', **quiet)
+    assert bad.verdict == 'FAIL' and bad.early['look'] == 1
+    other = compare.compare(a, b, c, **wide, early=True, seed=1, **quiet)
+    assert np.unique(other.tokens['window']).tolist() != read.tolist()
+
+
+def test_what_is_not_settled_is_read_to_the_end(pair):
+    a, b = pair
+    c = random_corpus(24)
+    at = compare.compare(a, b, c, **quiet).stats['ppl_ratio'].value
+    e = compare.compare(a, b, c, max_ppl_ratio=max(at, 1.0), max_kld=9.0, min_top1=0.0, early=True, **quiet)
+    assert e.verdict == 'INCONCLUSIVE' and e.early['windows'] == 24 and e.early['level'] == 0.975
+    assert e.stats['ppl_ratio'].value == pytest.approx(at) and 'Read to the end' in e.summary()

@@ -2,6 +2,8 @@
 
 import dataclasses
 import math
+import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -221,3 +223,29 @@ def test_sums_over_a_large_vocabulary_are_float64():
     assert (perplexity.score_one(z, y)['nll'] - exact).abs().max() < 2e-7
     odd = z[:, :49151].contiguous()
     assert (perplexity.log_norm(odd)[0] - odd.double().logsumexp(-1)).abs().max() < 2e-7
+
+
+def test_pace_takes_less_than_two_seconds(demo):
+    "On the demonstration model by the clock."
+    begun = time.perf_counter()
+    found = perplexity.pace(demo, 512)
+    assert time.perf_counter() - begun < 2 and found > 100
+
+
+@pytest.mark.parametrize('rate', [1e2, 1e3, 1e4, 1e6])
+def test_pace_stops_in_time_however_slow_the_model_is(rate, monkeypatch):
+    "A model with a clock of its own; a whole window of the slowest would take 20 seconds."
+    class Slow:
+        vocab_size, now, read = 64, 0., 0
+
+        def hidden(self, ids):
+            Slow.read += ids.shape[1]
+            Slow.now += ids.shape[1] / rate
+            return torch.zeros(*ids.shape, 4)
+
+        def head(self, h):
+            return h
+
+    monkeypatch.setattr(perplexity, 'time', SimpleNamespace(perf_counter=lambda: Slow.now))
+    assert perplexity.pace(Slow(), 2048) == pytest.approx(rate)
+    assert Slow.now < 2 and (rate < 1e4) == (Slow.read < 4096)

@@ -6,7 +6,7 @@ import pytest
 
 from tqcook import stats
 from tqcook.stats import Blocks, Interval
-from tqcook.verdict import Check, judge
+from tqcook.verdict import Check, judge, looks
 
 
 def near(value, half=.001, n=16):
@@ -72,3 +72,70 @@ def test_a_change_at_the_budget_rarely_passes(floor):
 @pytest.mark.parametrize('floor', [(4, 1e-4), (2, .05), (8, .07), (4, .001)])
 def test_a_change_at_the_budget_passes_in_one_of_forty(floor):
     assert passes_at_the_budget(2000, *floor) <= .03
+
+
+def sequential(draw, steps, windows=48, n=2000):
+    "Shares of comparisons of a true change at the budget, 1, that pass and that fail; t intervals of all at once."
+    x = np.stack([draw(np.random.default_rng(k), windows) for k in range(n)])
+    ended = np.zeros(n, int)
+    for end, level in steps:
+        m = x[:, :end].mean(1)
+        far = stats.t_quantile(.5 + level / 2, end - 1) * x[:, :end].std(1, ddof=1) / math.sqrt(end)
+        ended = np.where(ended == 0, np.where(m + far <= 1, 1, np.where(m - far > 1, -1, 0)), ended)
+    return float((ended == 1).mean()), float((ended == -1).mean())
+
+
+def normal(rng, n):
+    return rng.normal(1, .3, n)
+
+
+def test_five_looks_err_no_more_than_one_does():
+    "2,000 comparisons of a change that is the budget exactly; without the correction the rate is exceeded."
+    passed, failed = sequential(normal, looks(48))
+    assert 0 < passed <= .025 and 0 < failed <= .025
+    peeking = sequential(normal, [(end, .95) for end, _ in looks(48)])
+    assert min(peeking) > .05
+    assert sum(1 - level for _, level in looks(48)) == pytest.approx(.05)  # Bonferroni, whatever the looks share
+
+
+def real(x, steps):
+    "The verdict and the look as `compare` comes to them."
+    for end, level in steps:
+        i = stats.mean(x[:end], Blocks(np.arange(end)), level)
+        found = judge([Check('x', i, 1.)], i.n).verdict
+        if found != 'INCONCLUSIVE':
+            break
+    return found, end
+
+
+def test_the_simulation_decides_as_the_verdict_does():
+    steps = looks(48)
+    ends = [real(normal(np.random.default_rng(k), 48), steps)[0] for k in range(150)]
+    assert sequential(normal, steps, n=150) == (ends.count('PASS') / 150, ends.count('FAIL') / 150)
+
+
+def test_a_clear_case_ends_at_the_first_look_and_few_windows_have_few_looks():
+    assert real(normal(np.random.default_rng(0), 48) - .5, looks(48)) == ('PASS', 10)
+    assert real(normal(np.random.default_rng(0), 48) + .5, looks(48)) == ('FAIL', 10)
+    for n in range(1, 100):
+        steps = looks(n)
+        assert steps[-1] == (n, .975) and len(steps) <= 5 and sum(1 - level for _, level in steps) <= .05 + 1e-9
+        assert all(end >= 8 for end, _ in steps[:-1]) and [e for e, _ in steps] == sorted({e for e, _ in steps})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('tail', [.5, .8])
+def test_looks_at_a_heavy_tail_err_no_more_than_one_interval_of_95_does(tail):
+    "A skewed statistic with few windows misses its level by itself; the looks must not add to that."
+    def rates(steps):
+        out = []
+        for k in range(2000):
+            x = stats.simulate(48, 1, 0, 0, tail, np.random.default_rng(k))[:, 0] / math.exp(tail**2 / 2)
+            for end, level in steps:
+                i = stats.mean(x[:end], Blocks(np.arange(end)), level, skewed=True)
+                found = judge([Check('x', i, 1.)], i.n).verdict
+                if found != 'INCONCLUSIVE':
+                    break
+            out.append(found)
+        return out.count('PASS') / 2000
+    assert rates(looks(48)) <= rates([(48, .95)]) + .005 < rates([(end, .95) for end, _ in looks(48)])

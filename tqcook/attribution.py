@@ -141,6 +141,16 @@ class Attribution(Result):
                 gone += i.value
         return out
 
+    @property
+    def advice(self) -> list:
+        "What to leave in BF16: the group that alone does more than a third of the damage."
+        label, worst = self.ranked[0]
+        pattern = self.patterns[label]
+        if not pattern or worst.value <= self.total / 3:
+            return []
+        return [f'{label} alone does {worst.value / self.total:.0%} of the damage: keep it in BF16 (`exclude = '
+                f"['{pattern}']`) and compare again."]
+
     def exclude(self, labels) -> list:
         "Patterns for `quantize(exclude=...)` that leave these groups out."
         return [p for k in labels for p in self.patterns[k].split()]

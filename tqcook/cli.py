@@ -186,6 +186,9 @@ def _served(a, base, corpus, budget):
 def _cmd_compare(a) -> int:
     "tqcook compare"
     _in_range(a, *_BUDGET, 'bos', 'policy', 'max_windows', 'stride', 'device', 'context')
+    there = a.quant.startswith(('http://', 'https://'))
+    if there and a.early:
+        raise RunError('--early: a running server is asked for all windows; leave it out, or lower --max-windows', 2)
     base = open_model(a.base, device=a.device)
     context = min(512, base.context) if a.context is None else a.context
     if context > base.context:
@@ -194,10 +197,10 @@ def _cmd_compare(a) -> int:
     budget = {k: getattr(a, k) for k in _BUDGET if getattr(a, k) is not None}
     seconds = 2.2 * corpus.n_tokens / perplexity.pace(base, context) # both models, and the base once more on some
     print(f'about {fmt_seconds(seconds)}, if the second model is as fast as the first', file=sys.stderr)
-    if a.quant.startswith(('http://', 'https://')):
+    if there:
         c = _served(a, base, corpus, budget)
     else:
-        c = compare.compare(base, lambda: open_model(a.quant, device=a.device), corpus, **budget)
+        c = compare.compare(base, lambda: open_model(a.quant, device=a.device), corpus, early=a.early, **budget)
     return _tell(c, terminal(c._repr_markdown_()), a.json, c.verdict or 'INCONCLUSIVE') # None: the weights are random
 
 # %% ../nbs/84_cli.ipynb #b46b769a
@@ -302,6 +305,7 @@ compare --max-windows | int | 48 | windows, spread evenly over the text; 0 takes
 compare --max-ppl-ratio | float | | budget: perplexity after / before
 compare --max-kld | float | | budget: mean KL divergence in nats
 compare --min-top1 | float | | budget: share of equal top tokens
+compare --early | switch | | read in random order, look five times at most and stop when the verdict is settled
 compare --device | text | auto | auto, cpu, cuda or cuda:N
 compare --record | text | | file that keeps a server's answers, to go on after it died
 check | verb | | check a checkpoint directory against TensorRT-LLM's contract; exit 0 PASS, 10 FAIL

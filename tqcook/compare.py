@@ -22,7 +22,7 @@ from .paired import STATISTICS, Paired, score_two
 from .perplexity import UNKNOWN, Columns, as_logits, batch_sizes, check_corpus, conditions, feed, is_loader
 from .reference import WAYS, Live, Recorded, choose_way
 from .stats import Interval
-from .verdict import Check, judge
+from .verdict import Check, judge, looks
 
 # %% ../nbs/23_compare.ipynb #d7689d23
 BUDGET = dict(max_ppl_ratio=1.01, max_kld=.02, min_top1=.94)
@@ -88,16 +88,6 @@ def _on_tables(c):
         yield (f"Even where the base model is sure (above 0.95) the top token changes in {1 - sure['top1']:.1%} of the "
                'places: greedy texts will part early.')
 
-# %% ../nbs/23_compare.ipynb #c321b517
-def _on_attribution(attribution):
-    "The group that alone does most of the damage."
-    total = sum(i.value for i in attribution.groups.values())
-    label, worst = max(attribution.groups.items(), key=lambda kv: kv[1].value)
-    pattern = attribution.patterns[label]
-    if pattern and worst.value > total / 3:
-        yield (f'{label} alone does {worst.value / total:.0%} of the damage: keep it in BF16 (`exclude = '
-               f"['{pattern}']`) and compare again.")
-
 # %% ../nbs/23_compare.ipynb #ff570775
 def _on_tried(c, tried):
     "Only what the numbers show to be better."
@@ -144,6 +134,12 @@ class Comparison(Paired):
     way: str        # 'lockstep', 'hidden-memory' or 'hidden-file'
     seconds: float  # wall time
     warnings: list = field(default_factory=list)
+    early: dict = field(default_factory=dict)  # where asked for: look, looks, windows read, of how many, level
+
+    @property
+    def level(self) -> float:
+        "Confidence level of its intervals."
+        return self.early.get('level', .95)
 
     @property
     def n_bytes(self) -> int:
@@ -163,9 +159,9 @@ class Comparison(Paired):
 
     @property
     def min_detectable_ppl_ratio(self) -> float:
-        "The smallest ratio above 1 that so much text shows with probability 0.8, by its two-sided 95 % interval."
+        "The smallest ratio above 1 that so much text shows with probability 0.8, by its two-sided interval."
         s = self.stats.get('ln_ratio', UNKNOWN)
-        return math.exp(stats.min_detectable(s.se, s.worth)) if s.known else math.nan
+        return math.exp(stats.min_detectable(s.se, s.worth, level=s.level)) if s.known else math.nan
 
     def tokens_needed(self,
                       ratio,  # perplexity ratio to be shown, above 1
@@ -176,7 +172,8 @@ class Comparison(Paired):
         s = self.stats.get('ln_ratio', UNKNOWN)
         if not s.known:
             raise CookError(f'{len(self.blocks)} windows say nothing about their spread: at least 2 are needed')
-        return round(stats.blocks_needed(s.se, s.worth, math.log(ratio)) * len(self['kld']) / s.worth)
+        blocks = stats.blocks_needed(s.se, s.worth, math.log(ratio), level=s.level)
+        return round(blocks * len(self['kld']) / s.worth)
 
     @cached_property
     def judged(self):  # `verdict.Verdict`
@@ -214,7 +211,7 @@ class Comparison(Paired):
         if self.judged.verdict == 'INCONCLUSIVE':
             return out + list(_on_open(self))
         if attribution is not None:
-            out += _on_attribution(attribution)
+            out += attribution.advice
         return [*out, *_on_tried(self, tried), *_on_spread(self), *_on_tables(self)]
 
     def to_dict(self) -> dict:
@@ -222,6 +219,7 @@ class Comparison(Paired):
         d = conditions(self.corpus) | dict(way=self.way, blocks=len(self.blocks), documents=self.blocks.documents,
                                            effective_blocks=self.effective_blocks, tokens=self.n_tokens,
                                            nonfinite=self.nonfinite, seconds=self.seconds)
+        d |= dict(early=self.early) if self.early else {}
         for k, i in self.stats.items():
             d |= i.as_items(k)
         if self.stats:
@@ -231,11 +229,12 @@ class Comparison(Paired):
                 sharpness=self.sharpness,
                 min_detectable_ppl_ratio=self.min_detectable_ppl_ratio,
                 nll_correlation=np.corrcoef(self['nll_base'], self['nll_quant'])[0, 1],
-                unpaired_ppl_ratio_ci95=self.unpaired_ratio.ci,
+                **self.unpaired_ratio.as_items('unpaired_ppl_ratio'),
                 by_confidence=self.by_confidence().rows,
                 by_position=self.by_position().rows,
             )
-            d |= {f'{k}_ci95_tokens_independent': self.iid[k].ci for k, s in STATISTICS.items() if s.limit}
+            percent = f'{100 * self.level:g}'
+            d |= {f'{k}_ci{percent}_tokens_independent': self.iid[k].ci for k, s in STATISTICS.items() if s.limit}
         floor = {k: dict(value=v.value, ci95=v.ci) if isinstance(v, Interval) else v for k, v in self.floor.items()}
         d |= dict(noise_floor=floor, budget=self.budget, warnings=self.warnings)
         if self.verdict is None:
@@ -281,22 +280,30 @@ class Comparison(Paired):
             out.append(f"Noise floor: the base model against itself ({f['kind']}, {f['tokens']:,} tokens) has a mean "
                        f"KLD of {f['kld_mean'].value:.2g}. It explains changes of its size and excuses none.")
         out += [f'Warning: {w}' for w in self.warnings]
+        if self.early:
+            how = 'Stopped early' if self.early['look'] < self.early['looks'] else 'Read to the end'
+            at = 'at look {look} of {looks}, after {windows} of {of} windows in random order'.format(**self.early)
+            out.append(f'{how}, {at}. Intervals of {100 * self.level:g} %, so that all looks together err in 5 %.')
         if self.verdict is None:
             return [*out, 'No verdict: random weights have no quality.']
         budget = ', '.join(f"{s.label} {dict(lower='<=', higher='>=')[s.better]} {self.budget[s.limit]:g}"
                            for s in STATISTICS.values() if s.limit)
         return [*out, f"{self.verdict} (budget: {budget}): {'; '.join(self.judged.reasons)}.", *self.what_now()]
 
+    @property
+    def _value(self):
+        return f'value [{100 * self.level:g} %]'
+
     def _repr_markdown_(self):
         table = 'No token has finite logits in both models.'
         if self.stats:
-            table = md_table(self.rows(), ['', 'value [95 %]', 'tokens as independent', 'noise floor'])
+            table = md_table(self.rows(), ['', self._value, 'tokens as independent', 'noise floor'])
         lines = '\n'.join(f'- {esc(line)}' for line in self.lines())
         return Markdown(f"**{self.verdict or 'no verdict'}**\n\n{table}\n\n{lines}")
 
     def summary(self) -> str:
         "Plain text for a terminal."
-        rows = [['', 'value [95 %]', 'noise floor']]
+        rows = [['', self._value, 'noise floor']]
         rows += [[r[0], r[1], r[3]] for r in (self.rows() if self.stats else [])]
         widths = [max(len(r[j]) for r in rows) for j in range(3)]
         table = ['  '.join(x.ljust(n) for x, n in zip(r, widths, strict=True)).rstrip() for r in rows]
@@ -326,7 +333,7 @@ class Comparison(Paired):
         return ax
 
     def plot_pairing(self, ax=None):
-        "The 95 % interval of the perplexity ratio, unpaired beside paired."
+        "The interval of the perplexity ratio, unpaired beside paired."
         import matplotlib.pyplot as plt
         if ax is None:
             _, ax = plt.subplots(figsize=(5.6, 2.2), dpi=80)
@@ -345,8 +352,8 @@ class Comparison(Paired):
         return ax
 
 # %% ../nbs/23_compare.ipynb #cdbcd060
-def _together(a, reference, quant, corpus, size, chunk, progress):
-    "Both models over the corpus: per-token arrays, and who the second one is; it is let go on return."
+def _together(a, reference, quant, corpus, size, chunk, progress, parts):
+    "Both models over the corpus, part by part: per-token arrays so far, and who the second one is; in the end it goes."
     b, columns = as_logits(quant), Columns(corpus.doc)
     check_pair(a, b, corpus)
     def run(batch):
@@ -355,8 +362,9 @@ def _together(a, reference, quant, corpus, size, chunk, progress):
         n = len(columns.batches)
         if progress and sys.stderr.isatty() and n > 1 and not n & (n - 1): # often at first, then rarely: it costs time
             return f"ratio {Paired(columns.arrays()).judged_stats['ppl_ratio'].text(4)}"
-    feed(corpus, size, run, 'compare', progress, reference.first)
-    return columns.arrays(), describe(b)
+    for part in parts:
+        feed(corpus, size, run, 'compare', progress, reference.first, part)
+        yield columns.arrays(), describe(b)
 
 # %% ../nbs/23_compare.ipynb #f2554706
 def compare(base,                   # `models.Loaded`, a logits object, a function that returns one, or a `record`
@@ -371,8 +379,9 @@ def compare(base,                   # `models.Loaded`, a logits object, a functi
             chunk=0,                # positions through the heads at once; 0 finds it
             calibration=None,       # the `Corpus` that calibrated `quant`: overlap with `corpus` is then warned of
             folder='',              # where 'hidden-file' keeps its temporary file; '' is the system's place
-            seed=0,                 # of the noise floor
+            seed=0,                 # of the noise floor and of the order of windows
             progress=True,          # text bar on stderr
+            early=False,            # read in random order and stop at a look that settles the verdict, see `looks`
            ) -> Comparison:
     "Compare a quantized model with its base on the same tokens."
     budget = check_budget(max_ppl_ratio=max_ppl_ratio, max_kld=max_kld, min_top1=min_top1)
@@ -398,12 +407,25 @@ def compare(base,                   # `models.Loaded`, a logits object, a functi
         way = choose_way(a, corpus) if is_loader(quant) else 'lockstep'
     size, chunk = batch_sizes(a, corpus, batch_size, chunk)
     reference = kept or Live(a, corpus, chunk, noise_floor, seed)
+    n = len(corpus)
+    steps, order = [(n, .95)], np.arange(n)
+    if early:
+        steps = looks(n)
+        np.random.default_rng(seed).shuffle(order)
+        reference.first = order[:len(reference.first)].tolist()  # the floor is known at the first look
+    parts = np.split(order, [end for end, _ in steps[:-1]])
     if way != 'lockstep' and not kept:
         reference = Recorded(reference, corpus, size, folder if way == 'hidden-file' else None, not ours, progress)
     with contextlib.nullcontext() if kept else contextlib.closing(reference):
-        tokens, other = _together(a, reference, quant, corpus, size, chunk, progress)
-    c = Comparison(who, other, corpus.info(), tokens, budget, reference.floor(), way, time.perf_counter() - start,
-                   warnings)
+        found = _together(a, reference, quant, corpus, size, chunk, progress, parts)
+        for k, (tokens, other) in enumerate(found):
+            end, level = steps[k]
+            look = dict(look=k + 1, looks=len(steps), windows=end, of=n, level=level) if early else {}
+            read = corpus.take(np.sort(order[:end])).info()
+            seconds = time.perf_counter() - start
+            c = Comparison(who, other, read, tokens, budget, reference.floor(), way, seconds, warnings, look)
+            if early and c.verdict in ('PASS', 'FAIL'):
+                break
     if not c.tokens['finite_base'].any():
         raise CookError(f'every logit of the base model {a.name} is NaN or infinite, so there is nothing to compare '
                         'with: is the file damaged, or float16 too narrow for it?')

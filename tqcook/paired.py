@@ -79,35 +79,35 @@ class Statistic:
 # %% ../nbs/27_paired.ipynb #e023225b
 def _of(column, interval=stats.mean, **kw):
     "A function of a pair: `interval` over one of its columns, its blocks as units."
-    return lambda c: interval(c[column], c.blocks, **kw)
+    return lambda c: interval(c[column], c.blocks, c.level, **kw)
 
 # %% ../nbs/27_paired.ipynb #cf210bc0
 def _exp(column):
     "A perplexity, or a ratio of two: exp of the mean over a column."
-    return lambda c: stats.mean(c[column], c.blocks).map(math.exp)
+    return lambda c: stats.mean(c[column], c.blocks, c.level).map(math.exp)
 
 # %% ../nbs/27_paired.ipynb #7b894dd0
 def _bits(column):
     "Bits a byte from the mean nats a token of a column."
-    return lambda c: stats.mean(c[column], c.blocks).scale(c.n_tokens / max(c.n_bytes, 1) / math.log(2))
+    return lambda c: stats.mean(c[column], c.blocks, c.level).scale(c.n_tokens / max(c.n_bytes, 1) / math.log(2))
 
 # %% ../nbs/27_paired.ipynb #c762a852
 def _difference(c):
     "Quantized less base perplexity, paired."
     f = lambda base, quant: math.exp(quant) - math.exp(base)
     gradient = lambda base, quant: (-math.exp(base), math.exp(quant))
-    return stats.delta([c['nll_base'], c['nll_quant']], f, gradient, c.blocks)
+    return stats.delta([c['nll_base'], c['nll_quant']], f, gradient, c.blocks, c.level)
 
 # %% ../nbs/27_paired.ipynb #45ebffc0
 def _root_mean_square(column):
     "The square root of a mean of squares."
     root = lambda v: math.sqrt(max(v, 0.)) if v == v else v
-    return lambda c: stats.mean(c[column]**2, c.blocks, skewed=True).map(root)
+    return lambda c: stats.mean(c[column]**2, c.blocks, c.level, skewed=True).map(root)
 
 # %% ../nbs/27_paired.ipynb #b00b93da
 def _quantile(column, q):
     "A function of a pair: a quantile of one of its columns."
-    return lambda c: stats.quantile(c[column], q, c.blocks)
+    return lambda c: stats.quantile(c[column], q, c.blocks, c.level)
 
 # %% ../nbs/27_paired.ipynb #7fd24a65
 def _quantiles(name, label, column, at):
@@ -220,6 +220,7 @@ class Table:
 class Paired:
     "Columns of two models on the same tokens, and statistics over those that are finite in both."
     n_bytes = 1
+    level = .95  # of its intervals
 
     def __init__(self,
                  tokens,  # arrays: those of `score_two`, window, position, document
@@ -265,7 +266,7 @@ class Paired:
     @cached_property
     def iid(self) -> dict:
         "The main statistics with every token taken as independent, as llama.cpp prints them."
-        iid = lambda column: stats.mean_iid(self[column])
+        iid = lambda column: stats.mean_iid(self[column], self.level)
         return dict(
             ppl_base=iid('nll_base').map(math.exp),
             ppl_quant=iid('nll_quant').map(math.exp),
@@ -299,11 +300,11 @@ class Paired:
     @cached_property
     def unpaired_ratio(self) -> Interval:
         "The perplexity ratio as if the two models had read different texts."
-        a, b = (stats.mean(self[k], self.blocks) for k in ('nll_base', 'nll_quant'))
+        a, b = (stats.mean(self[k], self.blocks, self.level) for k in ('nll_base', 'nll_quant'))
         m = b.value - a.value
         se = math.hypot(a.se, b.se)
-        t = stats.t_quantile(.975, min(a.worth, b.worth) - 1) if a.known else math.nan
-        difference = Interval(m, m - t * se, m + t * se, se, a.n, 'unpaired')
+        t = stats.t_quantile(.5 + self.level / 2, min(a.worth, b.worth) - 1) if a.known else math.nan
+        difference = Interval(m, m - t * se, m + t * se, se, a.n, 'unpaired', self.level)
         return difference.map(math.exp)
 
     @cached_property

@@ -273,12 +273,14 @@ def feed(corpus,         # `data.Corpus`
          what='score',   # written beside the bar
          progress=True,  # text bar on stderr
          first=(),       # windows that go first, in batches of their own
+         part=None,      # only these windows
         ):
     "Send every window through `run`: the longest first, and the windows in `first` ahead of their equals."
     import torch
     from tqdm import tqdm
     first = set(first)
-    order = sorted(range(len(corpus)), key=lambda i: (-len(corpus.windows[i]), i not in first, i))
+    part = range(len(corpus)) if part is None else part
+    order = sorted(part, key=lambda i: (-len(corpus.windows[i]), i not in first, i))
     bar = tqdm(total=len(order), desc=what, unit='win', disable=None if progress else True)
     with torch.inference_mode(), bar:
         def step(index, done):

@@ -50,7 +50,7 @@ class Interval:
     def as_items(self, name) -> dict:
         "Value and limits as entries of results.json."
         finite = lambda v: float(v) if math.isfinite(v) else None
-        return {name: finite(self.value), f'{name}_ci95': self.ci}
+        return {name: finite(self.value), f'{name}_ci{100 * self.level:g}': self.ci}
 
     def map(self,
             f,  # an increasing function of one number
