@@ -136,6 +136,10 @@ class CalibrationReport:
     def inputs(self):
         return [s for s in self.stats if s.role == 'input']
 
+    @property
+    def late(self): # what puts calibration before the format in advice
+        return [w for w in self.warnings if 'settled' in w or 'range' in w]
+
     def worst(self, what): # the quantizer with the largest saturation, underflow, drift or settled
         have = [s for s in self.inputs() if getattr(s, what) is not None]
         return max(have, key=lambda s: getattr(s, what), default=None)
