@@ -12,11 +12,11 @@ from dataclasses import dataclass, field
 from types import SimpleNamespace
 
 from . import stats
-from .attribution import attribute, unquantized
+from .attribution import unquantized
 from .candidates import IDEAL, Candidate, candidate, excess
 from .compare import Comparison, check_budget, compare, error_bars, record
 from .core import CookError, Result, fmt_seconds, md_table
-from .mixed import worth_keeping
+from .mixed import by_product, worth_keeping
 from .models import Loaded, linears
 from .paired import STATISTICS
 from .preflight import SMOOTHED
@@ -86,7 +86,8 @@ def _mixtures(o, c, limit):
     "The mixtures of a scheme that were judged."
     start, tried = time.perf_counter(), []
     q = _make(o, c)
-    parts = attribute(o.loaded, q.loaded, o.search, 'product', o.windows, progress=False)
+    parts = by_product(o.loaded, q, o.search, o.windows)
+    o.why = parts.why
     found = time.perf_counter() - start
     room = _room(o, c, parts, limit)
     fails, at, passes = 0, len(room), len(room) + 1
@@ -247,6 +248,7 @@ class Choice(Result):
     seconds: float
     confirmed: Comparison|None = field(default=None, repr=False)
     made: Quantized|None = field(default=None, repr=False) # as confirmed, ready to export
+    why: str = '' # layers were measured one by one
     derived = ('sentences',)
 
     @property
@@ -284,6 +286,8 @@ class Choice(Result):
         labels = [STATISTICS[k].label for k in IDEAL]
         head = ['candidate', 'bits a weight:', step, *labels, 'to make and score:', 'where it was chosen']
         gone = ''.join(f'\n- {c.scheme} was not tried: {c.why}' for c in self.candidates if c.why)
+        if self.why:
+            gone += f'\n- Layers were measured one by one, because {self.why}'
         return f'{md_table(rows, head)}\n{gone}\n\n{" ".join(self.sentences)}'
 
     def plot(self):
@@ -322,12 +326,12 @@ def choose(
     "The cheapest candidate that keeps a budget, confirmed once; or none, with the nearest."
     start, few = time.perf_counter(), _check(loaded, found, by, most, steps)
     o = SimpleNamespace(**locals())
-    o.keep, o.ranges = list(keep), None
+    o.keep, o.ranges, o.why = list(keep), None, ''
     o.budget = check_budget(**budget)
     o.base = record(loaded, search, progress=False)
     best = _search(o, few)
     refused = [c for c in found if c.why]
-    out = Choice(by, few + refused, best, steps and steps['none'], 0.)
+    out = Choice(by, few + refused, best, steps and steps['none'], 0., why=o.why)
     if best:
         out.made = _make(o, best, details=True)
         quiet = dict(calibration=calibration, progress=False)
