@@ -1,4 +1,4 @@
-"ModelOpt's `auto_quantize` beside `mixed.spend`, both on one format or BF16 for each product, at the same effective bits."
+"ModelOpt's `auto_quantize` beside `mixed.spend`: one format or BF16 for each product, at the same effective bits."
 import contextlib
 import copy
 import io

@@ -87,40 +87,44 @@ def _moved(quant, labels):
             h.remove()
 
 # %% ../nbs/36_mixed.ipynb #d3
-def _slopes(quant, batch, labels, source):
-    "For each product, how far its quantization moves a drawn log-likelihood by each position."
+def _slopes(quant, batch, labels, source, draws):
+    "For each product, how far its quantization moves drawn log-likelihoods by each position: [draws, positions]."
     import torch
     out = {}
     with torch.inference_mode(False), torch.enable_grad(), _moved(quant, labels) as told:
         z = quant.model(input_ids=batch.ids.clone(), use_cache=False).logits[batch.keep.clone()].float()
-        grads = torch.autograd.grad(z, [y for _, y, _ in told], _draw(z.detach(), source))
-        for (label, _, delta), g in zip(told, grads):
-            out[label] = out.get(label, 0) + (g.float() * delta.float()).sum(-1).flatten()
-    return out
+        for i in range(draws):
+            u = _draw(z.detach(), source)
+            grads = torch.autograd.grad(z, [y for _, y, _ in told], u, retain_graph=i < draws - 1)
+            for (label, _, delta), g in zip(told, grads):
+                sums = out.setdefault(label, torch.zeros(draws, batch.ids.numel(), device=g.device))
+                sums[i] += (g.float() * delta.float()).sum(-1).flatten()
+    return {k: s.cpu().numpy() for k, s in out.items()}
 
 # %% ../nbs/36_mixed.ipynb #d4
 def second_order(
     quantized: Quantized,
     corpus,
     max_windows: int = 4, # of the text
+    draws: int = 4, # passes backwards
 ) -> Attribution:
-    "What each product costs alone, estimated for all of them by one pass forwards and one backwards."
+    "What each product costs alone, estimated for all of them by one pass forwards and a few backwards."
     import torch
     quant, rows, window = quantized.loaded, [], []
     patterns = members(quantizers(quant.model), 'product')[1]
     labels = {n: k for k, names in patterns.items() for n in names.split()}
     part = corpus.take(evenly(len(corpus), max_windows))
-    source = as_logits(quant)
-    check_corpus(source, part)
-    drawn = torch.Generator(source.device).manual_seed(0)
+    model = as_logits(quant)
+    check_corpus(model, part)
+    source = torch.Generator(model.device).manual_seed(0)
     def run(batch):
-        rows.append({k: s.double().cpu().numpy() for k, s in _slopes(quant, batch, labels, drawn).items()})
+        rows.append(_slopes(quant, batch, labels, source, draws))
         window.extend(np.repeat(batch.index, batch.ids.shape[1]))
     feed(part, max(1, 1024 // len(part.windows[0])), run, progress=False)
     blocks = Blocks(window, part.doc[window])
     half = len(window) / part.n_scored / 2
-    cost = lambda s: stats.mean(half * s**2, blocks, skewed=True)
-    slopes = {k: np.concatenate([r[k] for r in rows]) for k in rows[0]}
+    cost = lambda s: stats.mean(half * (s**2).mean(0), blocks, skewed=True)
+    slopes = {k: np.concatenate([r[k] for r in rows], 1, dtype=float) for k in rows[0]}
     groups = {k: cost(s) for k, s in slopes.items()}
     return Attribution('product', groups, patterns, cost(sum(slopes.values())), None, len(part), part.n_scored)
 
