@@ -7,7 +7,7 @@ import time
 from tqcook import compare, mixed, quantize, stats
 from tqcook.models import linears, quiet
 
-SCHEMES = dict(fp8='FP8_DEFAULT_CFG', int8_sq='INT8_DEFAULT_CFG', nvfp4='NVFP4_DEFAULT_CFG')  # ours, and ModelOpt's
+SCHEMES = dict(fp8='FP8_DEFAULT_CFG', int8_sq='INT8_DEFAULT_CFG')  # ours, and ModelOpt's
 
 
 def with_head(base, bits):
