@@ -199,6 +199,15 @@ def _row(c, bold):
     made = fmt_seconds(sum(c.seconds.values()))
     return [f'{bold}{c.name}{bold}', f'{c.bits:.3f}', step, *shown, made, c.verdict]
 
+# %% ../nbs/65_choice.ipynb #049fd34e
+def _names(ax, some, across):
+    "Names in a column at the right, each tied to its point: points that lie together stay legible."
+    points = sorted(zip([c.kld for c in some], across, [c.name for c in some]))
+    look = dict(textcoords='axes fraction', fontsize=7, va='center')
+    for i, (y, x, name) in enumerate(points):
+        place = 1.03, (i + .5) / len(points)
+        ax.annotate(name, (x, y), place, arrowprops=dict(arrowstyle='-', color='C7', lw=.4), **look)
+
 # %% ../nbs/65_choice.ipynb #c25
 def _points(ax, some, by, unit, choice):
     "One panel: damage over cost."
@@ -210,13 +219,13 @@ def _points(ax, some, by, unit, choice):
             look |= dict(fmt='*', ms=11)
         at = x.value, y.value
         ax.errorbar(*at, error_bars([y]), error_bars([x]), **look)
-        ax.annotate(c.name, at, (4, 4), textcoords='offset points', fontsize=6)
     best = choice.front(some, by)
     across = [c.cost(by).value * unit for c in best]
     down = [c.kld for c in best]
     ax.plot(across, down, color='C1', lw=1, zorder=0)
     limit = some[0].quality.budget['max_kld']
     ax.axhline(limit, color='grey', ls='--', lw=1)
+    _names(ax, some, [c.cost(by).value * unit for c in some])
     ax.set(ylabel='mean KL divergence, nats', yscale='log')
     ax.spines[['top', 'right']].set_visible(False)
 
