@@ -301,6 +301,13 @@ def test_a_gguf_file_is_dequantized_and_says_so(tmp_path, kind):
     want = torch.from_numpy(gguf.dequantize(read.data, read.tensor_type)).bfloat16()
     assert torch.equal(m.model.model.layers[0].mlp.up_proj.weight, want)
 
+def test_the_shape_of_a_gguf_file_is_timed(tmp_path):
+    from tqcook import bench
+    path = _gguf(tmp_path/'tiny.gguf')
+    d = bench.open_model(path, 'fp8', device='cpu')
+    assert d.weights == 'random' and d.arch.hidden == models.config_of(path)['hidden_size']
+    assert bench.open_model(path, device='cpu').scheme is None
+
 def test_gguf_files_that_are_refused(tmp_path):
     (tmp_path/'m-00001-of-00002.gguf').write_bytes(b'GGUF')
     _refused(tmp_path/'m-00001-of-00002.gguf', 'part', 'merge')

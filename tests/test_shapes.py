@@ -165,6 +165,7 @@ def test_expected_shapes_are_the_models(kind):
 def test_the_shapes_are_what_was_published():
     assert shape_of('shape:llama-3.1-8b').total == 8_030_261_248
     assert shape_of(SHAPES['llama-3.2-1b']).total == 1_235_814_400
+    assert shape_of(SHAPES['llama-3.1-70b']).total == 70_553_706_496 # its card on the hub
 
 
 # Published configs whose counts were once far off: parameters, exactly those of transformers' class.

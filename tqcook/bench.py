@@ -215,7 +215,7 @@ def peer_of(
     if str(model).startswith('shape:') or model == 'demo':
         loaded = models.load(model, dev)
     else:
-        loaded = plain_model(Checkpoint.open(models.locate(model)).config, dev)
+        loaded = plain_model(models.config_of(models.locate(model)), dev)
     return peer(loaded, 1, context, tokens=(2, 18))
 
 # %% ../nbs/63_bench.ipynb #8911e49f
@@ -363,16 +363,18 @@ def conditions() -> str:
 
 # %% ../nbs/63_bench.ipynb #c1e10d63
 def open_model(
-    model: str, # 'demo', a directory (plain or quantized), a hub id, or 'shape:NAME'
+    model: str, # 'demo', a directory (plain or quantized), a hub id, a GGUF file, or 'shape:NAME'
     scheme: str = 'bf16', # 'bf16' or a scheme of `Synthetic`
     kv: str = 'none',
     device: str = 'auto',
 ) -> decoder.Decoder:
-    "A decoder to measure: the file's own format from the file, any other with random weights of that shape."
+    "A decoder to measure: the file's own format from the file, any other (and GGUF) with random weights of that shape."
     dev, s = detect(device), None if scheme == 'bf16' else scheme
     if str(model).startswith('shape:'):
         return synthetic(str(model)[6:], s, kv, dev)
     path = models.locate(model)
+    if path.is_file(): # GGUF, whose weights the decoder does not read
+        return synthetic(models.config_of(path), s, kv, dev)
     d = Checkpoint.open(path)
     if (d.scheme, d.kv) == (s, kv):
         return decoder.load(path, dev)

@@ -354,15 +354,16 @@ def _read_gguf(path, dtype, kw):
 
 # %% ../nbs/11_models.ipynb #2fc3bba9
 def _build(config, dev, dtype, seed, attn, name, room=None) -> Loaded:
-    "A model of random weights, drawn where it will live, or on the CPU and spread from there."
+    "A model of random weights, drawn where they will live."
     torch, tr = need('torch', 'quantize'), need('transformers', 'quantize')
-    place = torch.device('cpu' if room else dev.torch)
-    with torch.random.fork_rng(devices=[dev.index] if dev.kind == 'cuda' else []), place:
+    gpus = [p for p in room or [dev.index] if isinstance(p, int)] if dev.kind == 'cuda' else []
+    with torch.random.fork_rng(devices=gpus):
         torch.manual_seed(seed)
-        m = tr.AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype),
-                                                attn_implementation=_attention(config, attn))
+        with torch.device('meta' if room else dev.torch):
+            m = tr.AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype),
+                                                    attn_implementation=_attention(config, attn))
+        m = spread(m, room) if room else m
     m.eval().requires_grad_(False)
-    m = spread(m, room) if room else m
     tok = demo_tokenizer() if config.get_text_config().vocab_size >= 4096 else None
     return Loaded(m, tok, name, weights='random', device=dev, dtype=dtype)
 

@@ -100,16 +100,26 @@ def spreading(
     folder = offload_folder()
     return folder, dict(device_map=device_map or 'auto', max_memory=limits or None, offload_folder=folder.name)
 
+# %% ../nbs/15_placement.ipynb #d7a4c2e1
+def _draw(model, where):
+    "Weights for a model without any, each where it will live; what goes to disk passes through memory."
+    for name, place in where.items():
+        model.get_submodule(name).to_empty(device=place if isinstance(place, int) else 'cpu')
+    model.initialize_weights()
+    model.tie_weights()
+
 # %% ../nbs/15_placement.ipynb #479d9f6b
 def spread(
-    model, # a transformers model in memory
+    model, # a transformers model in memory, or on the meta device, without weights
     room: dict, # see `free_room`
 ): # the same model, with accelerate's hooks
-    "Spread a model that was built here."
+    "Spread a model that was built here; weights that it lacks are drawn."
     acc = need('accelerate', 'quantize')
     alone = list(getattr(model, '_no_split_modules', None) or ())
     limits = {k: n for k, n in room.items() if k != 'disk'}
     where = acc.infer_auto_device_map(model, max_memory=limits, no_split_module_classes=alone)
+    if model.device.type == 'meta':
+        _draw(model, where)
     model.offloaded = offload_folder()
     return acc.dispatch_model(model, where, offload_dir=model.offloaded.name, force_hooks=True)
 

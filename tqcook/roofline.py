@@ -29,9 +29,10 @@ class Ceilings(Result):
     device: str
     bandwidth: float # bytes read and written a second
     rates: dict # 'bf16', 'fp8', 'int8', 'fp4' -> operations a second in large products
-    launch: float # seconds that a kernel costs beside its bytes, within a CUDA graph
+    launch: float # seconds from a small kernel's start to that of the next, which waits for it; in a CUDA graph
     measured: bool
     note: str = ''
+    call: float = 0. # the same where Python starts each one; 0: not known, taken as `launch`
     by_rows: dict = field(default_factory=dict) # dtype -> [[rows of the input, operations a second]]
 
     def rate(self, dtype, rows=None): # of products over about so many rows; None: of large ones
@@ -114,35 +115,37 @@ def product_rate(
     "Rate of one kind of product; on a GPU several run between two waits."
     run = _product(dtype, rows, n, k, device.torch)
     cuda = device.kind == 'cuda'
-    times = max(1, min(50, 8192 // rows)) if cuda else 1
-    seconds = time_of(lambda: [run() for _ in range(times)], cuda, repeats=7)
+    times = max(8, min(50, 8192 // rows)) if cuda else 1 # ten milliseconds or so: shorter readings of INT8 jump
+    seconds = time_of(lambda: [run() for _ in range(times)], cuda, repeats=9)
     return 2 * rows * n * k * times / seconds
 
 # %% ../nbs/61_roofline.ipynb #0d809c3e
-def _layers(n, device):
-    "The weights of two layers of a Llama of this width, more than a GPU's cache holds, and an input for each."
+def _chain(device, n=256, length=64):
+    "A product of one row after another, each of the one before; the weights stay in any cache."
     import torch
-    shapes = 2 * ((n * 3 // 2, n), (n, n), (7 * n, n), (n, n * 7 // 2))
-    draw = lambda *size: torch.randn(size, device=device).bfloat16()
-    return [(draw(1, k), draw(m, k)) for m, k in shapes]
+    x, w = (torch.randn(rows, n, device=device).bfloat16() for rows in (1, n))
+
+    def run():
+        y = x
+        for _ in range(length):
+            y = torch.nn.functional.linear(y, w)
+
+    return run, length
 
 # %% ../nbs/61_roofline.ipynb #e9912981
-def _launch(device, bandwidth):
-    "Seconds that a product of one row costs beside its bytes; a step's worth, in a CUDA graph where there is one."
+def _starts(device): # (in a CUDA graph, one by one from Python); on a CPU both are the same
+    "Seconds from one small product to the next, which waits for it."
     import torch
     cuda = device.kind == 'cuda'
-    pairs = _layers(4096 if cuda else 32, device.torch) # on a CPU next to no bytes: its caches are faster than a copy
-    row = lambda: [torch.nn.functional.linear(x, w) for x, w in pairs]
-    row()
-    moved = sum(w.nbytes for _, w in pairs)
-    if cuda:
-        torch.cuda.synchronize()
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            row()
-        row = graph.replay
-    beside = time_of(row, cuda, repeats=9) - moved / bandwidth
-    return max(beside / len(pairs), 1e-7)
+    run, length = _chain(device.torch)
+    call = time_of(run, cuda, repeats=9) / length
+    if not cuda:
+        return call, call
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        for _ in range(8): # so long that waiting for its end is next to nothing
+            run()
+    return time_of(graph.replay, cuda, repeats=9) / (8 * length), call
 
 # %% ../nbs/61_roofline.ipynb #fe92d5f5
 def _file(device):
@@ -158,7 +161,7 @@ def kept(
     "What was measured earlier on this device, driver and PyTorch."
     try:
         c = Ceilings(**read_json(_file(device)))
-        good = c.device == device.name and min(c.bandwidth, c.launch, *c.rates.values()) > 0
+        good = c.device == device.name and min(c.bandwidth, c.launch, c.call, *c.rates.values()) > 0
         return c if good and 'bf16' in c.rates and c.rate('bf16', 64) > 0 else None
     except (CookError, AttributeError, IndexError, TypeError, ValueError):
         return None
@@ -217,8 +220,9 @@ def measure(
     best = {t: max(rate for _, rate in by) for t, by in found.items()}
     bandwidth = copy_bandwidth(device)
     told = _disturbed(device, bandwidth, best)
-    note = '; '.join(filter(None, ['medians of 5 to 7, random data', *state, told]))
-    c = Ceilings(device.name, bandwidth, best, _launch(device, bandwidth), True, note, found)
+    note = '; '.join(filter(None, ['medians of 5 to 9, random data', *state, told]))
+    launch, call = _starts(device)
+    c = Ceilings(device.name, bandwidth, best, launch, True, note, call, found)
     if told:
         warnings.warn(told)
     elif whole:
@@ -294,7 +298,8 @@ def predict(
         working = w.ops.get(kind, 0) / (rate * share * gpus)
         parts[kind] = max(moving, working)
         by['memory' if moving >= working else 'arithmetic'] += parts[kind]
-    parts['starts'] = by['kernel starts'] = (calls or KERNELS) * shape.layers * ceilings.launch
+    start = ceilings.call or ceilings.launch if calls else ceilings.launch
+    parts['starts'] = by['kernel starts'] = (calls or KERNELS) * shape.layers * start
     seconds, bound = sum(parts.values()), max(by, key=by.get)
     return Prediction(ceilings.device, scheme, kv, phase, batch, context, seconds, bound, parts, dtype, note)
 

@@ -18,6 +18,7 @@ from .core import CookError, Result, read_json, suggest
 _SHAPES = '''
 name         family  hidden inner layers heads kv  head_dim vocab  positions rope_theta eps  tied
 llama-3.1-8b llama   4096   14336 32     32    8   -        128256 131072    500000     1e-5 no
+llama-3.1-70b llama  8192   28672 80     64    8   -        128256 131072    500000     1e-5 no
 llama-3.2-1b llama   2048   8192  16     32    8   64       128256 131072    500000     1e-5 yes
 mistral-7b   mistral 4096   14336 32     32    8   -        32768  32768     1000000    1e-5 no
 qwen3-8b     qwen3   4096   12288 36     32    8   128      151936 40960     1000000    1e-6 no
