@@ -16,10 +16,10 @@ pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not TWO, reason='needs two GPU
 
 
 def layers(room):
-    "So many layers of the 70 B shape that one GPU is too small for them in BF16; the second takes a third of a GPU more."
+    "So many layers of the 70 B shape that one GPU is too small for them in BF16; a tenth more."
     one = models.peek('shape:llama-3.1-70b')
     each = one['bytes'] / one['layers']
-    return min(one['layers'], int(1.3 * room / each))
+    return min(one['layers'], int(1.1 * room / each))
 
 
 def test_a_model_larger_than_a_gpu(tmp_path, capsys, monkeypatch):
@@ -28,8 +28,12 @@ def test_a_model_larger_than_a_gpu(tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(models.SHAPES, 'big', models.SHAPES['llama-3.1-70b'] | dict(num_hidden_layers=n))
     told = placement.placement(models.peek('shape:big')['bytes'])
     assert models.peek('shape:big')['bytes'] > total and len(told) >= 2
-    clock = [('', time.perf_counter())]
-    mark = lambda what: clock.append((what, time.perf_counter()))
+    start = time.perf_counter()
+
+    def mark(what):
+        with capsys.disabled():
+            print(f'{what} done after {time.perf_counter() - start:.0f} s', flush=True)
+
     m = models.load('shape:big', device='auto')
     mark('draw')
     assert m.spread and set(m.model.hf_device_map.values()) >= {0, 1}
@@ -37,7 +41,7 @@ def test_a_model_larger_than_a_gpu(tmp_path, capsys, monkeypatch):
     mark('calibrate')
     c = compare.compare(attribution.Base(q.loaded), q.loaded, random_corpus(8, 512, m.vocab_size), **quiet)
     mark('compare')
-    assert 0 < c['kld'].mean() < .5 # random weights: only that something was rounded
+    assert c['kld'].mean() > 0 # random weights: only that something was rounded
     path = export(q, tmp_path/'big')
     mark('export')
     d = Checkpoint.open(path)
@@ -45,6 +49,5 @@ def test_a_model_larger_than_a_gpu(tmp_path, capsys, monkeypatch):
     peak = [torch.cuda.max_memory_allocated(i) for i in range(2)]
     assert max(peak) < total
     with capsys.disabled():
-        took = ', '.join(f'{what} {b - a:.0f} s' for (_, a), (what, b) in zip(clock, clock[1:], strict=False))
-        print(f'\n{n} layers, {m.nbytes / 1e9:.0f} GB on {torch.cuda.device_count()} x {torch.cuda.get_device_name()}: '
-              f'{took}; peaks {peak[0] / 1e9:.0f} and {peak[1] / 1e9:.0f} GB; file {d.nbytes / 1e9:.0f} GB')
+        print(f'\n{n} layers, {m.nbytes / 1e9:.0f} GB on {torch.cuda.device_count()} x {torch.cuda.get_device_name()}; '
+              f'peaks {peak[0] / 1e9:.0f} and {peak[1] / 1e9:.0f} GB; file {d.nbytes / 1e9:.0f} GB')
