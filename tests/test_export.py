@@ -175,4 +175,5 @@ def test_where_bf16_is_emulated_everything_computes_in_float32(demo, held_out, t
         return # INT8 differs from itself by as much: rows that round the other way
     few, kw = held_out.take(range(8)), dict(progress=False, noise_floor='none')
     step = compare.compare(q.loaded, real, few, **kw).stats['kld_mean'].value
-    assert step < .2 * compare.compare(m, real, few, **kw).stats['kld_mean'].value # the file is what was judged
+    # sums in another order differ by 1e-7, which tips roundings from the second layer on: .17 to .30, by CPU
+    assert step < .5 * compare.compare(m, real, few, **kw).stats['kld_mean'].value # the file is what was judged
