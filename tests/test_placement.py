@@ -107,6 +107,6 @@ def test_a_recipe_with_a_model_that_is_split(tmp_path):
     out, small = tmp_path/'run', '-p max_windows=8 -p context=128 -p calib_samples=4 -p calib_length=128'
     d = whole(cook(str(tmp_path/'01_fp8.ipynb'), *small.split(), out=out), out)
     skipped = {s['name'] for s in d['stages'] if s['status'] == 'skipped'}
-    assert skipped - {'attribution'} == {'load checkpoint', 'parity', 'compare runtime', 'generate'}
+    assert skipped - {'attribution'} == {'load checkpoint', 'parity', 'compare runtime', 'generate', 'speed'}
     assert set(d['quality']['steps']) == {'format', 'total'} and 0 < d['quality']['kld_mean'] < .05
     assert (out/'checkpoint'/'hf_quant_config.json').exists()

@@ -427,6 +427,8 @@ effective blocks | quality.effective_blocks | {:.1f} | -
 verdict | quality.verdict | {} | -
 size before | size_bytes.base | bytes | -
 size after | size_bytes.quantized | bytes | -
+tokens a second before | runtime.speed.before | {:.0f} | -
+tokens a second after | runtime.speed.after | {:.0f} | -
 checkpoint | checkpoint | {} | -
 time | seconds.total | seconds | -'''.split('\n')] # label, path in results, format, limit in quality.budget
 
