@@ -362,8 +362,7 @@ def _build(config, dev, dtype, seed, attn, name, room=None) -> Loaded:
         with torch.device('meta' if room else dev.torch):
             m = tr.AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype),
                                                     attn_implementation=_attention(config, attn))
-        m = spread(m, room) if room else m
-    m.eval().requires_grad_(False)
+        m = (spread(m, room) if room else m).eval().requires_grad_(False)
     tok = demo_tokenizer() if config.get_text_config().vocab_size >= 4096 else None
     return Loaded(m, tok, name, weights='random', device=dev, dtype=dtype)
 

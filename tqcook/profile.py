@@ -18,6 +18,7 @@ from . import bench, fused, linears, models
 from .core import CookError, Markdown, Result, esc, md_table
 from .costs import check_counts, work_of
 from .roofline import Ceilings, predict, time_of
+from .schemes import get
 from .shapes import shape_of
 
 # %% ../nbs/66_profile.ipynb #a26fae82
@@ -173,9 +174,11 @@ def _point(d, ceilings, name, phase, batch, context, steps, repeats):
     calls /= shape.layers
     fused = not general and d.fast
     p = predict(shape, ceilings, scheme, kv, phase, batch, context, calls=0 if fused else calls)
+    widened = fused and phase == 'prefill' and scheme != 'none' and get(scheme).weight_only
+    due = p.seconds + bool(widened) * 4 * shape.linear / ceilings.bandwidth # written in 16 bits and read again
     w = work_of(shape, phase, batch, context, scheme, kv)
     shares = w.total_bytes / seconds / ceilings.bandwidth, w.total_ops / seconds / ceilings.rate(p.dtype)
-    return Point(name, scheme, kv, phase, batch, context, seconds, p.seconds, p.bound, w.total_ops, w.total_bytes,
+    return Point(name, scheme, kv, phase, batch, context, seconds, due, p.bound, w.total_ops, w.total_bytes,
                  p.dtype, *shares, kinds, calls, p.note)
 
 # %% ../nbs/66_profile.ipynb #05e98017

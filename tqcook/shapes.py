@@ -32,11 +32,9 @@ _KEYS = '''name model_type hidden_size intermediate_size num_hidden_layers num_a
 # %% ../nbs/04_shapes.ipynb #cd1c342c
 def _entry(key, text):
     "A cell of the table as a config has it."
-    if key in ('name', 'model_type'):
-        return text
     if key == 'tie_word_embeddings':
         return text == 'yes'
-    return float(text) if key.startswith('r') else int(text)
+    return text if key in ('name', 'model_type') else float(text) if key.startswith('r') else int(text)
 
 # %% ../nbs/04_shapes.ipynb #5767f7de
 def _shape_table() -> dict:
