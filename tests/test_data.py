@@ -68,6 +68,33 @@ def test_half_is_llama_cpps(tok):
     assert sum(s[33:].sum() for s in c.scored) > 0.99 * 31 * len(c)
 
 
+def test_windows_are_spread_evenly_over_documents(tok):
+    docs = ['x = 1\n' * n for n in (2000, 400, 60, 60)]
+    every, some = (data.corpus('four', tok, context=32, max_windows=n, pack=False, documents=docs) for n in (0, 30))
+    there, kept = np.bincount(every.doc), np.bincount(some.doc)
+    assert len(some) == 30 and len({w.tobytes() for w in some.windows}) > 1
+    assert np.ptp(kept[kept < there]) <= 1 and kept[kept < there].min() >= kept.max() - 1
+    assert np.array_equal(some.doc, np.sort(some.doc))
+    few = data.corpus('many', tok, context=32, max_windows=5, pack=False, documents=docs[:2] * 10)
+    assert len(set(few.doc.tolist())) == 5 and np.ptp(np.diff(few.doc)) == 0
+
+
+def test_windows_of_one_document_lie_in_the_middles_of_equal_parts(tok):
+    one = [''.join(f'x{i} = {i}\n' for i in range(2000))]
+    every, some = (data.corpus('one', tok, context=64, max_windows=n, documents=one) for n in (0, 4))
+    place = [next(i for i, w in enumerate(every.windows) if np.array_equal(w, v)) for v in some.windows]
+    assert place == [int((k + .5) * len(every) / 4) for k in range(4)]
+
+
+def test_built_in_code_holds_documents_enough_for_a_verdict(tok):
+    "Eight effective blocks are needed; spread by length, 48 windows were worth 7."
+    parts = data.corpus('code', tok, max_windows=48), data.halves('code', tok, 512, (32, 48))[1]
+    for c, least in zip(parts, (12, 8.5)):
+        n = np.bincount(c.doc).astype(float)
+        assert len(c) == 48
+        assert n.sum()**2 / (n**2).sum() > least
+
+
 def test_calibration_does_not_touch_evaluation(tok):
     a, b = data.calibration('code-train', tok, 32, 256), data.corpus('code', tok, 256, max_windows=32)
     assert data.overlap(a, b) < 0.05 and data.overlap(b, b) == 1

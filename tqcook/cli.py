@@ -301,7 +301,7 @@ compare --bos | text | auto | where BOS stands: auto (as the tokenizer does), do
 compare --policy | text | disjoint | how the text is cut: disjoint, lm_eval, half or sliding
 compare --context | int | | tokens in a window (default: 512, or what the model takes)
 compare --stride | int | 0 | step of policy sliding
-compare --max-windows | int | 48 | windows, spread evenly over the text; 0 takes all
+compare --max-windows | int | 48 | windows, spread evenly over the documents; 0 takes all
 compare --max-ppl-ratio | float | | budget: perplexity after / before
 compare --max-kld | float | | budget: mean KL divergence in nats
 compare --min-top1 | float | | budget: share of equal top tokens

@@ -205,6 +205,32 @@ def _cut(stream, context, stride, policy, bos, prefix):
         if keep.any():
             yield ids, keep, doc[min(first, len(doc) - 1)], int(nbytes[keep].sum())
 
+# %% ../nbs/13_data.ipynb #5a1c07d4
+def _middles(n, k):
+    "k of n indices: the middles of k equal parts."
+    return ((np.arange(k) + .5) * n / k).astype(int)
+
+# %% ../nbs/13_data.ipynb #5a1c07d5
+def _shares(sizes, most):
+    "How many of each document's windows to keep: as equal as the sizes let them be."
+    kept = fuller = np.zeros_like(sizes)
+    while fuller.sum() <= most:
+        kept = fuller
+        fuller = np.minimum(sizes, kept.max() + 1)
+    more = np.flatnonzero(fuller - kept)
+    few = _middles(len(more), most - kept.sum())
+    kept[more[few]] += 1
+    return kept
+
+# %% ../nbs/13_data.ipynb #5a1c07d6
+def _spread(doc, most):
+    "Indices of so many windows, spread evenly over documents; those of one stand side by side."
+    _, sizes = np.unique(doc, return_counts=True)
+    shares = _shares(sizes, most)
+    starts = np.cumsum(sizes) - sizes
+    keep = [start + _middles(*of) for start, *of in zip(starts, sizes, shares)]
+    return np.concatenate(keep)
+
 # %% ../nbs/13_data.ipynb #3336e8f6
 def corpus(
     text: str = 'auto', # what to read, see `read_text`
@@ -212,7 +238,7 @@ def corpus(
     context: int = 512, # tokens the model sees at once
     stride: int = 0, # for 'sliding' only; 0 means half the context
     policy: str = 'disjoint', # one of `POLICIES`
-    max_windows: int = 0, # keep so many windows, spread evenly over the text; 0 keeps all
+    max_windows: int = 0, # keep so many windows, spread evenly over the documents; 0 keeps all
     pack: bool = True, # windows may span documents; False cuts each document by itself ('lm_eval' always does)
     bos: str = 'auto', # see `bos_rule`
     documents=None, # documents already read; then `text` is only their name
@@ -231,13 +257,13 @@ def corpus(
     if not cut:
         raise CookError(f'{source} has {stream.shape[1]} tokens, which is shorter than one window of {context}; '
                         'give more text or a smaller context')
-    if max_windows and max_windows < len(cut):
-        keep = np.linspace(0, len(cut) - 1, max_windows).round().astype(int)
-    else:
-        keep = range(len(cut))
-    windows, scored, doc, nbytes = zip(*(cut[i] for i in keep))
+    available = len(cut)
+    if 0 < max_windows < len(cut):
+        docs_of = [doc for _, _, doc, _ in cut]
+        cut = [cut[i] for i in _spread(docs_of, max_windows)]
+    windows, scored, doc, nbytes = zip(*cut)
     return Corpus(list(windows), list(scored), np.asarray(doc), source, _text_sha(docs), tokenizer_sha(tokenizer),
-                  context, stride, policy, bos, sum(nbytes), len(docs), len(cut),
+                  context, stride, policy, bos, sum(nbytes), len(docs), available,
                   any(not isinstance(d, str) for d in docs), _notes(docs, tokenizer, policy, bos))
 
 # %% ../nbs/13_data.ipynb #72a5d79a
@@ -293,9 +319,13 @@ def halves(
         half = len(whole) // 2
         middle = whole.find('\n', half) + 1 or half
         docs = [whole[:middle], whole[middle:]]
-    sides, size = ([], []), lambda side: sum(map(count_characters, side))
+    shares = max_windows if all(max_windows) else (1, 1)
+    sides = [], []
+    full = [0, 0]
     for d in sorted(docs, key=count_characters, reverse=True):
-        min(sides, key=size).append(d)
+        emptier = full[1] < full[0]
+        sides[emptier].append(d)
+        full[emptier] += count_characters(d) / shares[emptier]
     if not sides[1]:
         raise CookError(f'{source} holds one conversation, which has no two halves; give more text')
     first, second = (

@@ -50,7 +50,7 @@ length  at least 1  tokens in a window
 max_kld  at least 0  budget, mean KL divergence in nats, such as 0.02
 max_ppl_ratio  at least 1  budget, perplexity after over before, such as 1.01 for one percent
 max_text_mb  more than 0  most training text, in MB
-max_windows  at least 0  windows, spread evenly over the text, 0 takes all
+max_windows  at least 0  windows, spread evenly over the documents, 0 takes all
 min_top1  0 to 1  budget, share of places with the same likeliest token, such as 0.94
 mixtures  at least 0  schemes that are tried with some layers in BF16
 new_tokens  0 to 100000  tokens to write
