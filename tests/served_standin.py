@@ -1,7 +1,7 @@
 """Stand-ins for running servers, for tests only: vLLM, SGLang, OpenAI's older completions, from a model in-process.
 
-Argument names and reply forms are typed by hand from those servers' sources; unknown arguments are refused, and the
-traps are reproduced. `install` writes an environment whose `vllm` and `sglang` start such a server."""
+Argument names and reply forms are typed by hand from those servers' sources, and vLLM's are held against what 0.32.0
+answered (tests/gpu/test_served_gpu.py); unknown arguments are refused, and the traps are reproduced. `install` writes an environment whose `vllm` and `sglang` start such a server."""
 import argparse
 import contextlib
 import json
@@ -23,6 +23,10 @@ SCORES = dict(
 )
 OWNER = dict(vllm='vllm', sglang='sglang', echo='somebody', tensorrt_llm='tensorrt_llm')
 LEGACY = "{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}{% endfor %}"  # a chat template of somebody else
+METRICS = '''# TYPE vllm:cache_config_info gauge
+vllm:cache_config_info{block_size="128",cache_dtype="auto",kv_cache_dtype_skip_layers="[]",mamba_cache_dtype="float16",\
+mamba_ssm_cache_dtype="float32",num_gpu_blocks="2048"} 1.0
+'''  # trap: of the line that vLLM 0.32.0 writes, three entries sound alike
 
 
 class Server:
@@ -57,7 +61,7 @@ class Server:
         "The k likeliest ids of one place, and the token itself."
         p, i = row.topk(k)
         best = {i + self.shift: p for i, p in zip(i.tolist(), p.tolist(), strict=True)}
-        return best if token is None else best | {token: float(row[token])}
+        return best if token is None else {token: float(row[token])} | best  # trap: it stands first
 
     def vllm(self, d):
         ids = d['prompt'][-self.cut:] if self.cut else d['prompt']
@@ -81,7 +85,8 @@ class Server:
         lp = self.logprobs(ids[:-1])
         text = lambda i: self.tokenizer.decode([i])
         own = [None] + [float(lp[j - 1, ids[j]]) for j in range(1, len(ids))]
-        top = [None] + [{text(i): p for i, p in self.likely(row, d['logprobs']).items()} for row in lp]
+        likely = [self.likely(row, d['logprobs'], y) for row, y in zip(lp, ids[1:], strict=True)]
+        top = [None] + [{text(i): p for i, p in row.items()} for row in likely]
         own, top = [*own, -.1], [*top, {}]  # trap: the generated token is there, too
         found = None if self.mute else dict(token_logprobs=own, top_logprobs=top)
         return dict(choices=[dict(index=0, text='', logprobs=found)])
@@ -120,9 +125,10 @@ class Server:
         "What it says of itself; None where it has no such route."
         there = {'/v1/models': self.models, '/health': dict}
         if self.dialect == 'vllm':
-            there['/metrics'] = lambda: f'vllm:cache_config_info{{block_size="16",cache_dtype="{self.kv}"}} 1.0\n'
+            there['/metrics'] = lambda: METRICS.replace('auto', self.kv)
+            there['/version'] = lambda: dict(version='0.32.0')
         if self.dialect == 'sglang':
-            there['/server_info'] = lambda: dict(kv_cache_dtype=self.kv, tp_size=1)
+            there['/server_info'] = lambda: dict(kv_cache_dtype=self.kv, version='0.5.23', tp_size=1)
         return there[path]() if path in there else None
 
     def route(self, path, d):
@@ -135,6 +141,17 @@ class Server:
             there['/tokenize'] = self.tokenize, {'model', 'messages', 'prompt', 'add_special_tokens'}
         return there.get(path, (None, set()))
 
+    def refused(self, d, names):
+        "What vLLM 0.32.0 refuses; it takes names that it does not know, and this one refuses them, too."
+        if not set(d) <= names:
+            return f'refused {sorted(set(d) - names)}'
+        ids, k = d.get('prompt', []), max(d.get('prompt_logprobs', 0), d.get('logprobs', 0))
+        if k > 20:
+            return f'Requested prompt logprobs of {k}, which is greater than max allowed: 20'
+        if isinstance(ids, list) and len(ids) + d.get('max_tokens', 0) > self.max_model_len:
+            return f"This model's maximum context length is {self.max_model_len} tokens"
+        return ''
+
     def answer(self, path, d, key):
         "-> (HTTP status, body)"
         if self.key and key != f'Bearer {self.key}':
@@ -145,8 +162,9 @@ class Server:
         f, names = self.route(path, d)
         if f is None:
             return 404, dict(error='Not Found')
-        if not set(d) <= names:
-            return 400, dict(error=f'refused {sorted(set(d) - names)}')
+        wrong = self.refused(d, names)
+        if wrong:
+            return 400, dict(error=dict(message=wrong, type='BadRequestError', param=None, code=400))
         if f in (self.tokenize, self.chat):
             return 200, f(d)
         self.requests += 1

@@ -7,11 +7,17 @@ import numpy as np
 import pytest
 
 from served_standin import LEGACY, running
-from tqcook import data, endpoint, fidelity, loadtest, perplexity, served, serving
+from tqcook import data, endpoint, fidelity, loadtest, models, perplexity, served, serving
 from tqcook.core import CookError
 from tqcook.endpoint import Endpoint, connect
 
 DIALECTS = 'vllm', 'sglang', 'echo'
+
+
+@pytest.fixture(scope='module')
+def demo():
+    "In float32: a CPU that multiplies in BF16 rounds a window alone otherwise than in a batch."
+    return models.load('demo', device='cpu', dtype='float32')
 
 
 @pytest.fixture(scope='module')
@@ -94,6 +100,21 @@ def test_the_divergence_is_a_lower_bound_and_a_close_one(demo, more, halved):
         assert least < part.stats['kld_mean'].value / whole.stats['kld_mean'].value <= 1 + 1e-6
 
 
+def test_equal_ones_are_ranked_whatever_the_text_says():
+    "vLLM names the text's own token first; in BF16 two are often equal, and each would count as the likeliest."
+    for own in 7, 9:
+        row = {str(i): dict(logprob=-1., rank=1) for i in (own, 16 - own)} | {'5': dict(logprob=-2., rank=3)}
+        reply = dict(choices=[dict(prompt_logprobs=[None, row])])
+        _, top, _ = served._rows(*served._vllm(reply, [1, own], None), [1, own], 3)
+        assert top.tolist() == [[7, 9, 5]]
+
+
+def test_of_unnamed_tokens_the_likeliest_stays():
+    reply = dict(choices=[dict(logprobs=dict(token_logprobs=[None, -3.], top_logprobs=[None, {'?': -.1, 'a': -2., '!': -4.}]))])
+    _, top, p = served._rows(*served._echo(reply, [1, 2], dict(a=2)), [1, 2], 3)
+    assert top.tolist() == [[-1, 2, -1]] and p[0, :2].tolist() == [-.1, -2.]
+
+
 # bad input
 
 class Letters:
@@ -168,6 +189,14 @@ def test_the_key_is_sent_and_never_written(demo, few, tmp_path, monkeypatch):
     with running(demo, 'vllm', key='s3cret-key') as (url, server):
         c = served.compare_served(demo, connect(url), few, 'none', record=tmp_path/'answers.jsonl', progress=False)
     assert 's3cret' not in (tmp_path/'answers.jsonl').read_text() + json.dumps(c.to_dict()) + repr(connect)
+
+
+def test_the_cache_is_told_from_its_neighbours_and_the_version_is_read(demo):
+    "Of /metrics of vLLM 0.32.0: mamba_cache_dtype and mamba_ssm_cache_dtype stand behind cache_dtype."
+    for dialect, version in dict(vllm='0.32.0', sglang='0.5.23', echo='').items():
+        with running(demo, dialect, kv='fp8_e4m3') as (url, server):
+            end = connect(url)
+        assert (end.kv, end.version) == ('' if dialect == 'echo' else 'fp8_e4m3', version)
 
 
 def test_another_model_behind_the_name(demo):
@@ -283,7 +312,6 @@ def test_the_commands_of_engines(tmp_path, monkeypatch):
 def test_an_engine_is_started_where_its_variable_says(demo, few, engine, tmp_path, monkeypatch):
     from served_standin import install
     from test_serving import free_port, gone
-    from tqcook import models
     assert serving.engine_at(engine) == ()
     monkeypatch.setenv(f'TQCOOK_{engine.upper()}_PYTHON', str(install(tmp_path/'env')))
     port = free_port()
@@ -331,6 +359,13 @@ def test_load_reads_what_aiperf_writes(tmp_path, monkeypatch):
     assert [r['concurrency'] for r in rows] == [1, 4]
     assert rows[1]['ttft'] == pytest.approx(.0348) and rows[1]['tokens_per_s'] == 2354
     assert len(loadtest.plot_load(dict(BF16=rows, fp8=rows)).axes[0].lines) == 2
+
+
+def test_an_answer_in_one_piece_has_no_time_between_tokens():
+    "AIPerf 0.13.0 reports 0 ms for a small model whose tokens all come in the first piece; that is no speed."
+    row = dict(concurrency=1, ttft=.2, itl=0., tokens_per_s=233.)
+    assert 'in one piece' in loadtest.load_table(dict(BF16=[row])) and '5.0 ms' in loadtest.load_table(
+        dict(BF16=[row | dict(itl=.005)]))
 
 
 def test_a_load_test_that_fails_says_why(tmp_path, monkeypatch):

@@ -95,16 +95,20 @@ class Endpoint:
     model: str           # the name under which it serves
     max_length: int = 0  # tokens that a request may have; 0 where the server does not say
     kv: str = ''         # format of its KV cache; 'auto' is the file's, '' where the server does not say
+    version: str = ''    # of the program; '' where the server does not say
 
 # %% ../nbs/74_endpoint.ipynb #c17
-_CACHE = dict(
-    vllm=('metrics', r'cache_config_info\{[^}]*cache_dtype="(\w+)"'),
+_CACHE = dict(  # route, and where its text has the format; vLLM 0.32.0 has a mamba_cache_dtype behind it
+    vllm=('metrics', r'cache_config_info\{(?:[^}]*,)?cache_dtype="(\w+)"'),
     sglang=('server_info', r'"kv_cache_dtype": *"(\w+)"'),
 )
+_VERSION = dict(
+    vllm=('version', r'"version": *"([^"]+)"'),
+    sglang=('server_info', r'"version": *"([^"]+)"'),
+)
 
-def _cache(url, dialect):
-    "Format of the KV cache; '' where the server does not tell."
-    path, pattern = _CACHE.get(dialect, ('', ''))
+def _told(url, path, pattern):
+    "What a server says at a route; '' where it does not tell."
     try:
         text = ask(f'{url}/{path}', timeout=10, read=str) if path else ''
     except CookError:
@@ -132,7 +136,8 @@ def connect(url,       # such as http://localhost:8000
     dialect = owner if owner in [*_CACHE, 'tensorrt_llm'] else 'echo'
     length = card.get('max_model_len')
     length = length if type(length) is int else 0
-    return Endpoint(url, dialect, card['id'], length, _cache(url, dialect))
+    kv, version = (_told(url, *where.get(dialect, ('', ''))) for where in (_CACHE, _VERSION))
+    return Endpoint(url, dialect, card['id'], length, kv, version)
 
 # %% ../nbs/74_endpoint.ipynb #c22
 def tokenized(endpoint,  # from `connect`

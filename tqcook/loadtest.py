@@ -104,7 +104,8 @@ def plot_load(runs):  # {'BF16': rows, 'FP8': rows} from `load`
 # %% ../nbs/77_loadtest.ipynb #c18
 def load_table(runs) -> str:  # Markdown, from the same
     "The same as a table."
-    row = lambda name, r: (name, r['concurrency'], f"{r['tokens_per_s']:.0f}", *map(fmt_seconds, (r['ttft'], r['itl'])),
+    between = lambda r: fmt_seconds(r['itl']) if r['itl'] else 'in one piece'  # a short answer of a small model
+    row = lambda name, r: (name, r['concurrency'], f"{r['tokens_per_s']:.0f}", fmt_seconds(r['ttft']), between(r),
                            f"{r['goodput']:.1f}" if 'goodput' in r else 'not told')
     rows = [row(name, r) for name, rs in runs.items() for r in rs]
     heads = ['at once:', 'tokens/s:', 'first token, median:', 'between tokens:', 'goodput, requests/s:']

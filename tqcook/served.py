@@ -42,7 +42,8 @@ def _echo(reply, ids, known):
     found = reply['choices'][0].get('logprobs') or {}
     own = found.get('token_logprobs') or []
     top = found.get('top_logprobs') or []
-    plain = lambda row: {known.get(text, -1): p for text, p in (row or {}).items()}
+    rising = lambda row: sorted((row or {}).items(), key=lambda item: item[1])  # of several unknown the likeliest stays
+    plain = lambda row: {known.get(text, -1): p for text, p in rising(row)}
     own = list(zip(ids, own, strict=False))
     return own, list(map(plain, top[:len(ids)]))
 
@@ -84,7 +85,7 @@ def _rows(own, likely, ids, k):
     top = np.full(shape, -1)
     logprob = np.full(shape, -np.inf)
     for j, row in enumerate(likely[1:]):
-        best = sorted(row, key=row.get, reverse=True)[:k]
+        best = sorted(row, key=lambda i: (-row[i], i))[:k]  # equal ones by id: vLLM names the text's own token first
         top[j, :len(best)] = best
         logprob[j, :len(best)] = [row[i] for i in best]
     given = np.array([p for _, p in own[1:]], float)
@@ -164,7 +165,7 @@ def answers(endpoint,        # from `connect`
     known = spelled(tokenizer) if endpoint.dialect == 'echo' else None
     record = Path(record) if record else None
     have = _recorded(record)
-    who = endpoint.url, endpoint.model, endpoint.kv
+    who = endpoint.url, endpoint.model, endpoint.kv, endpoint.version
 
     def one(window):
         ids = [int(i) for i in window]

@@ -11,13 +11,13 @@ import contextlib
 import inspect
 import json
 import os
+import re
 import shlex
 import signal
 import socket
 import subprocess
 import tempfile
 import time
-from collections import deque
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,12 +31,17 @@ from .trtllm import Settings, TensorRTLLM, Workload, flags, known
 def tail(path,  # a log
          n=15,  # lines
         ) -> str:
-    "The last lines of a log."
+    "The first error of a log with the two lines behind it, and its last lines."
     try:
         with open(path, errors='replace') as f:
-            return '\n'.join(line.rstrip()[:300] for line in deque(f, n)) or '(the log is empty)'
+            lines = [line.rstrip()[:300] for line in f]
     except OSError:
         return '(there is no log)'
+    errors = (i for i, line in enumerate(lines) if re.search(r'(^|\] )[\w.]*(Error|Exception): ', line))
+    begin = max(0, len(lines) - n)
+    first = min(next(errors, begin), begin)
+    found = [*lines[first:min(first + 3, begin)], *lines[begin:]]
+    return '\n'.join(found) or '(the log is empty)'
 
 # %% ../nbs/71_serving.ipynb #d0d26054
 def port_is_free(port: int,
@@ -96,7 +101,7 @@ def _wait(answer, p: subprocess.Popen, log: Path, seconds: float, who: str):
         late = time.monotonic() > end
         if late or ended is not None:
             how = f'was not ready after {fmt_seconds(seconds)}' if late else f'ended with code {ended}'
-            raise CookError(f'{who} {how}; last lines of {log.name}:\n{tail(log)}')
+            raise CookError(f'{who} {how}; {log.name} says:\n{tail(log)}')
         time.sleep(.02)
 
 # %% ../nbs/71_serving.ipynb #840858e7
