@@ -70,7 +70,7 @@ site: $(STAMP)
 # A machine that was promised a GPU must not pass by skipping: nvidia-smi first, and TQCOOK_REQUIRE_GPU for the tests.
 gpu-test: $(STAMP)
 	@nvidia-smi --query-gpu=name,driver_version,compute_cap,memory.total --format=csv || { echo "make gpu-test: nvidia-smi finds no NVIDIA GPU here" >&2; exit 1; }
-	@TQCOOK_REQUIRE_GPU=1 $(PY) -m pytest -q -m gpu tests $(ARGS)
+	@TQCOOK_REQUIRE_GPU=1 $(PY) -m pytest -q -m 'gpu or vllm' tests $(ARGS)
 	@$(PY) -m tqcook run fp8 --size smoke -p device=cuda -o runs/gpu-test/fp8
 
 # One that fails does not keep the others from running; all that failed are named at the end.

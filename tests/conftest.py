@@ -8,6 +8,7 @@ import pytest
 
 def pytest_configure(config):
     config.addinivalue_line('markers', 'gpu: needs an NVIDIA GPU')
+    config.addinivalue_line('markers', 'vllm: needs vLLM, on a GPU or a CPU, in an environment that is named')
     config.addinivalue_line('markers', 'slow: takes minutes; `make slow` runs these, `make test` does not')
     config.addinivalue_line('markers', 'heavy: takes seconds that add up; `make quick` leaves these out')
 

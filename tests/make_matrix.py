@@ -36,7 +36,7 @@ def from_results(path):
     for part in [results, *others]:
         q = part.get('quality')
         if q:
-            how = 'the exported file, run' if 'runtime' in part else 'fake quantization'
+            how = 'the exported file, run' if {'runtime', 'served'} & set(part) else 'fake quantization'
             cell = quality(q['ppl_ratio'], q['ppl_ratio_ci95'], q['verdict'], how)
             yield model, part['scheme'], RATIO, (HOW[how][0], q['windows']), cell
 

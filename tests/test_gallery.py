@@ -32,6 +32,16 @@ def test_the_matrix_has_every_format_and_only_what_was_measured():
     assert f'[{ratio:.4f}](h200/01_fp8)' in matrix()
 
 
+def test_what_a_server_answered_is_not_fake(tmp_path):
+    "Its file was run, by the engine that loaded it."
+    quality = dict(ppl_ratio=1.01, ppl_ratio_ci95=[1., 1.02], verdict='PASS', windows=8)
+    run = dict(model=dict(name='demo'), scheme='int8_token', quality=quality)
+    for more, fake in ({}, True), (dict(served=dict(engine='vllm')), False):
+        (tmp_path/'results.json').write_text(json.dumps(run | more))
+        (*_, cell), = make_matrix.from_results(tmp_path/'results.json')
+        assert cell.endswith('fake') == fake
+
+
 def test_fake_quantization_says_so():
     "Negative control: the same comparison, told of what was run."
     said = {how: make_matrix.quality(1.01, (1., 1.02), 'PASS', how) for how in make_matrix.HOW}

@@ -58,6 +58,25 @@ def test_a_faithful_server_that_runs_already(demo_fp8, loaded, tmp_path):
     assert not (tmp_path/'run/answers.jsonl').exists()
 
 
+def test_a_scheme_that_tensorrt_llm_refuses_is_judged_at_an_endpoint(demo, tmp_path):
+    "INT8 as vLLM takes it: the check is vLLM's, and settings for TensorRT-LLM are skipped with its reason."
+    from tqcook import data, export, quantize, runtime
+    calib = data.calibration('code-train', demo.tokenizer, samples=4, length=128)
+    quantized = quantize.quantize(demo, calib, 'int8_token', progress=False)
+    path = export.export(quantized, tmp_path/'int8', engine_for='vllm')
+    loaded = runtime.load(path, device='cpu', kernels='reference')
+    with running(loaded, 'vllm') as (url, server):
+        d = cells(tmp_path/'run', endpoint=url, checkpoint=str(path), **SMALL)
+    assert d['served']['faithful'] == 'PASS' and d['served']['version'] == '0.32.0'
+    assert 'SmoothQuant' in skipped(d)['settings'] and 'settings' not in d['details']
+
+
+def test_requests_longer_than_the_model_are_refused_before_a_server_starts(demo_fp8, tmp_path):
+    from tqcook.core import CookError
+    with pytest.raises(CookError, match='1026 tokens are planned and the model takes 1024'):
+        cells(tmp_path/'run', checkpoint=str(demo_fp8), **SMALL | dict(context=1024))
+
+
 @slow
 def test_a_server_with_another_cache_and_another_template(demo_fp8, tmp_path):
     "In an FP8 model's own noise an FP8 cache hides; what the server says of it does not."

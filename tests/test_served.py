@@ -110,7 +110,8 @@ def test_equal_ones_are_ranked_whatever_the_text_says():
 
 
 def test_of_unnamed_tokens_the_likeliest_stays():
-    reply = dict(choices=[dict(logprobs=dict(token_logprobs=[None, -3.], top_logprobs=[None, {'?': -.1, 'a': -2., '!': -4.}]))])
+    likely = {'?': -.1, 'a': -2., '!': -4.}
+    reply = dict(choices=[dict(logprobs=dict(token_logprobs=[None, -3.], top_logprobs=[None, likely]))])
     _, top, p = served._rows(*served._echo(reply, [1, 2], dict(a=2)), [1, 2], 3)
     assert top.tolist() == [[-1, 2, -1]] and p[0, :2].tolist() == [-.1, -2.]
 
@@ -364,7 +365,7 @@ def test_load_reads_what_aiperf_writes(tmp_path, monkeypatch):
 def test_an_answer_in_one_piece_has_no_time_between_tokens():
     "AIPerf 0.13.0 reports 0 ms for a small model whose tokens all come in the first piece; that is no speed."
     row = dict(concurrency=1, ttft=.2, itl=0., tokens_per_s=233.)
-    assert 'in one piece' in loadtest.load_table(dict(BF16=[row])) and '5.0 ms' in loadtest.load_table(
+    assert 'in one piece' in loadtest.load_table(dict(BF16=[row])) and '5 ms' in loadtest.load_table(
         dict(BF16=[row | dict(itl=.005)]))
 
 

@@ -79,6 +79,21 @@ def test_server_that_dies_leaves_its_reason_and_no_process(found, tmp_path, monk
             pass
     assert gone(worker_of(tmp_path/'log'))
 
+def test_the_first_error_of_a_long_log_is_shown(tmp_path):
+    "As vLLM 0.32.0 wrote one in a kernel, in colours: an error in a warning is none, and the end only points upwards."
+    log = tmp_path/'log'
+    head = '\x1b[0;36m(Worker pid=7)\x1b[0;0m \x1b[31mERROR\x1b[0m \x1b[90m[multiproc_executor.py:953]\x1b[0;0m '
+    why = [f'{head}ValueError: Failed to find a kernel. Reasons: ', *(f'{head} reason {i}' for i in range(9))]
+    above = ['WARNING [system_utils.py:255] This can cause errors like `OSError: [Errno 24]`.', *map(str, range(40))]
+    end = 'RuntimeError: Engine core initialization failed. See root cause above.'
+    log.write_text('\n'.join([*above, *why, *map(str, range(100)), end]))
+    said = serving.tail(log).split('\n')
+    assert len(said) == 4 + 15 and said[-1] == end
+    assert said[0].endswith('ValueError: Failed to find a kernel. Reasons:') and said[3].endswith(' reason 2')
+    log.write_text('\n'.join([why[0], end]))
+    assert len(serving.tail(log).split('\n')) == 2
+
+
 def test_server_that_never_gets_ready_is_killed(found, tmp_path, monkeypatch):
     monkeypatch.setenv('STANDIN_SERVE', 'hang')
     monkeypatch.setattr(serving._end, '__defaults__', (1,))

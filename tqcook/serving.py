@@ -31,16 +31,16 @@ from .trtllm import Settings, TensorRTLLM, Workload, flags, known
 def tail(path,  # a log
          n=15,  # lines
         ) -> str:
-    "The first error of a log with the two lines behind it, and its last lines."
+    "The first error of a log with three lines behind it, and its last lines."
     try:
         with open(path, errors='replace') as f:
-            lines = [line.rstrip()[:300] for line in f]
+            lines = [re.sub(r'\x1b\[[\d;]*m', '', line.rstrip())[:300] for line in f]  # a kernel asks for colours
     except OSError:
         return '(there is no log)'
-    errors = (i for i, line in enumerate(lines) if re.search(r'(^|\] )[\w.]*(Error|Exception): ', line))
+    errors = (i for i, line in enumerate(lines) if re.search(r'(^|\] )[\w.]*(Error|Exception)(: |$)', line))
     begin = max(0, len(lines) - n)
     first = min(next(errors, begin), begin)
-    found = [*lines[first:min(first + 3, begin)], *lines[begin:]]
+    found = [*lines[first:min(first + 4, begin)], *lines[begin:]]
     return '\n'.join(found) or '(the log is empty)'
 
 # %% ../nbs/71_serving.ipynb #d0d26054
