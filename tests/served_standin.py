@@ -1,8 +1,8 @@
 """Stand-ins for running servers, for tests only: vLLM, SGLang, OpenAI's older completions, from a model in-process.
 
 Argument names and reply forms are typed by hand from those servers' sources, and vLLM's are held against what 0.32.0
-answered (tests/gpu/test_served_gpu.py); unknown arguments are refused, and the traps are reproduced. `install` writes an environment whose `vllm` and `sglang`
-start such a server."""
+answered (tests/gpu/test_served_gpu.py); unknown arguments are refused, and the traps are reproduced. `install` writes
+an environment whose `vllm` and `sglang` start such a server."""
 import argparse
 import contextlib
 import json

@@ -18,6 +18,7 @@ HELD = {  # a phrase of the README: (file, what stands there)
     'windows of 2048 tokens': ('nbs/index.ipynb', '-p context=2048'),
     'TensorRT-LLM 1.2': ('tqcook/trtllm.py', r"LAST_ENGINE = '1\.3\.0rc"),
     'vLLM 0.25.1': ('nbs/43_contract.ipynb', r'vLLM 0\.25\.1'),
+    'vLLM 0.32.0': ('recipes/gallery/cpu/08_serve/results.json', r'"version": "0\.32\.0"'),
     '1.0 to 1.4rc': ('tqcook/trtllm.py', r"OLDEST = '1\.0'\nNEWEST = '1\.4'"),
     '95 % intervals': ('tqcook/stats.py', r'level: float = \.95'),
     'ratio, 95 % interval': ('tqcook/stats.py', r'level: float = \.95'),

