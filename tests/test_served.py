@@ -32,7 +32,7 @@ def more(demo):
 
 @pytest.fixture(scope='module')
 def short(demo):
-    return data.corpus('code', demo.tokenizer, context=32, max_windows=40)
+    return data.corpus('code', demo.tokenizer, context=32, max_windows=60)
 
 
 def changed(demo, change):
