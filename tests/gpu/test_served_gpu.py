@@ -19,6 +19,7 @@ import torch
 from served_standin import LEGACY
 from test_serving import free_port
 from tqcook import data, export, fidelity, models, perplexity, quantize, runtime, serving
+from tqcook.cli import main
 from tqcook.core import CookError
 from tqcook.endpoint import connect
 from tqcook.served import answers, compare_served
@@ -93,13 +94,16 @@ def test_an_unquantized_model_scores_as_here(vllm, demo, text):
 
 
 def test_a_file_is_faithful_and_a_halved_scale_is_not(vllm, file, text, tmp_path):
+    compare = lambda end: main(['compare', 'demo', end.url, '--text', 'code', '--context', '256', '--max-windows', '24'])
     own = runtime.load(file, device='auto', kernels='reference')
     with vllm(file) as end:
         assert end.dialect == 'vllm' and fidelity.admitted(end, own.tokenizer, 'none') == {}
         c = compare_served(own, end, text, progress=False)
+        assert compare(end) == 0
     assert fidelity.faithful(c).verdict == 'PASS' and abs(c.stats['ppl_ratio'].value - 1) < 3e-3
     with vllm(halved(file, tmp_path)) as end:
         c = compare_served(own, end, text, progress=False)
+        assert compare(end) == 10
     assert fidelity.faithful(c).verdict == c.verdict == 'FAIL' and fidelity.causes(c)[0].startswith('Requantized')
 
 
