@@ -94,7 +94,8 @@ def test_an_unquantized_model_scores_as_here(vllm, demo, text):
 
 
 def test_a_file_is_faithful_and_a_halved_scale_is_not(vllm, file, text, tmp_path):
-    compare = lambda end: main(['compare', 'demo', end.url, '--text', 'code', '--context', '256', '--max-windows', '24'])
+    words = '--text code --context 256 --max-windows 24'.split()
+    compare = lambda end: main(['compare', 'demo', end.url, *words])
     own = runtime.load(file, device='auto', kernels='reference')
     with vllm(file) as end:
         assert end.dialect == 'vllm' and fidelity.admitted(end, own.tokenizer, 'none') == {}
