@@ -191,7 +191,8 @@ def test_time_of_a_mixture_lies_between(demo):
 def judged(scheme, bits, verdict, kld, step=None):
     "A candidate with a verdict that was not measured."
     c = Candidate(scheme, bits, step=step)
-    c.quality = SimpleNamespace(judged=SimpleNamespace(verdict=verdict), stats=dict(kld_mean=Interval(kld, kld, kld)))
+    wide = SimpleNamespace(verdict=verdict, checks=[SimpleNamespace(state='undecided')])
+    c.quality = SimpleNamespace(judged=wide, stats=dict(kld_mean=Interval(kld, kld, kld)))
     return c
 
 
@@ -221,6 +222,15 @@ def test_excess_names_the_statistic_that_spends_most():
     assert math.isclose(times, 2) and which == 'perplexity ratio'
     c.budget['max_kld'] = 0.
     assert candidates.excess(c) == (math.inf, 'mean KL divergence')
+
+
+def test_few_blocks_are_enough_to_choose_by():
+    "On one model 8.05 bits kept the budget with 4 effective blocks, and a mixture of 9.7 bits with 11 was taken."
+    few, wide = judged('int8_wo', 8., 'INCONCLUSIVE', .004), judged('int8_token', 8., 'INCONCLUSIVE', .01)
+    few.quality.judged.checks = [SimpleNamespace(state='inside')] * 3
+    wide.quality.judged.checks = [SimpleNamespace(state='inside'), SimpleNamespace(state='undecided')]
+    assert few.keeps and not wide.keeps and not Candidate('fp8', 8.).keeps
+    assert choice._pick([wide, few, judged('int8_wo', 9.7, 'PASS', .002)], 'bits') is few
 
 
 # ---- the whole

@@ -60,6 +60,10 @@ class Candidate(Result):
     @property
     def verdict(self): # '' before it is judged
         return self.quality.judged.verdict if self.quality else ''
+    @property
+    def keeps(self): # the budget; with few blocks the interval is wide, and the confirmation asks for enough of them
+        return self.verdict == 'PASS' or self.verdict == 'INCONCLUSIVE' and all(
+            c.state == 'inside' for c in self.quality.judged.checks)
 
     @property
     def kld(self):

@@ -30,7 +30,7 @@ def _overlap(a, b): # two `Interval`
 # %% ../nbs/65_choice.ipynb #c7
 def _pick(found, by):
     "The cheapest that passed; of those that no cost tells apart, the one with the least damage."
-    good = [c for c in found if c.verdict == 'PASS']
+    good = [c for c in found if c.keeps]
     if not good:
         return None
     least = min((c.cost(by) for c in good), key=lambda i: i.value)
@@ -97,7 +97,7 @@ def _mixtures(o, c, limit):
             _judge(o, m, q.loaded)
         m.seconds['attribution'] = found
         tried.append(m)
-        if m.verdict == 'PASS':
+        if m.keeps:
             passes = at
         else:
             fails = at
@@ -107,7 +107,7 @@ def _mixtures(o, c, limit):
 # %% ../nbs/65_choice.ipynb #c14
 def _limit(found, by):
     "The least cost of what passed; without any, everything is cheaper."
-    passed = [c.cost(by).value for c in found if c.verdict == 'PASS']
+    passed = [c.cost(by).value for c in found if c.keeps]
     return min(passed, default=math.inf)
 
 # %% ../nbs/65_choice.ipynb #c15
@@ -116,7 +116,7 @@ def _failed(found, by, limit):
     out = {}
     near = sorted(found, key=lambda c: excess(c.quality)[0])
     for c in near:
-        if c.verdict != 'PASS' and c.cost(by).value < limit:
+        if not c.keeps and c.cost(by).value < limit:
             out.setdefault(c.scheme, c)
     return list(out.values())
 
@@ -185,7 +185,7 @@ def _on_others(choice, most=2):
     c, rivals = choice.chosen, {}
     distance = lambda x: (abs(x.bits - c.bits), x.kld)
     for x in sorted(choice.tried, key=distance):
-        if x.verdict == 'PASS' and x.scheme != c.scheme:
+        if x.keeps and x.scheme != c.scheme:
             rivals.setdefault(x.scheme, x)
     for x in list(rivals.values())[:most]:
         yield _beside(x, c)
@@ -214,7 +214,7 @@ def _points(ax, some, by, unit, choice):
     for c in some:
         x, y = c.cost(by).scale(unit), c.quality.stats['kld_mean']
         look = dict(fmt='o', ms=4, lw=1, capsize=2)
-        look['color'] = 'C0' if c.verdict == 'PASS' else 'C7'
+        look['color'] = 'C0' if c.keeps else 'C7'
         if c is choice.chosen:
             look |= dict(fmt='*', ms=11)
         at = x.value, y.value

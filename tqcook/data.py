@@ -319,7 +319,7 @@ def halves(
         half = len(whole) // 2
         middle = whole.find('\n', half) + 1 or half
         docs = [whole[:middle], whole[middle:]]
-    shares = max_windows if all(max_windows) else (1, 1)
+    shares = [n**.5 for n in max_windows] if all(max_windows) else (1, 1) # few windows need documents as well
     sides = [], []
     full = [0, 0]
     for d in sorted(docs, key=count_characters, reverse=True):
