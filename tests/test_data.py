@@ -93,6 +93,8 @@ def test_built_in_code_holds_documents_enough_for_a_verdict(tok):
         n = np.bincount(c.doc).astype(float)
         assert len(c) == 48
         assert n.sum()**2 / (n**2).sum() > least
+    few = data.halves('code', tok, 512, (64, 192))[0]
+    assert len(set(few.doc)) >= 5 # by windows alone there were 3 documents to choose by
 
 
 def test_calibration_does_not_touch_evaluation(tok):

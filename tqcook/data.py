@@ -319,7 +319,8 @@ def halves(
         half = len(whole) // 2
         middle = whole.find('\n', half) + 1 or half
         docs = [whole[:middle], whole[middle:]]
-    shares = [n**.5 for n in max_windows] if all(max_windows) else (1, 1) # few windows need documents as well
+    least = min(max_windows)
+    shares = [min(n, 1.5 * least) for n in max_windows] if least else (1, 1) # few windows need documents as well
     sides = [], []
     full = [0, 0]
     for d in sorted(docs, key=count_characters, reverse=True):
