@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-GALLERY = 'h200', 'cpu'  # a recipe is shown as it ran on the first of these
+GALLERY = 'h100', 'h200', 'cpu'  # a recipe is shown as it ran on the first of these
 
 
 REMEMBER = '''

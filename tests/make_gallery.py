@@ -8,7 +8,8 @@ import shutil
 import sys
 from pathlib import Path
 
-from make_matrix import GALLERY, ROOT, decoding, matrix
+from make_matrix import GALLERY, ROOT, decoding, matrix, model_name
+from make_measured import matmuls, measured
 from make_table import look, number, ratio
 
 COLUMNS = ['run', 'model', 'scheme', 'device', 'torch, transformers, ModelOpt', 'text', 'outcome']
@@ -52,15 +53,78 @@ def take(run, dest):
     (dest/'executed.ipynb').write_text(text + '\n', encoding='utf-8')
 
 
-def headline(results):
-    "The figure that a reader looks for: the verdict with its interval, or what else the run was about."
-    if look(results, 'quality.verdict'):
-        return f"{look(results, 'quality.verdict')}, perplexity times {ratio(results)}"
+def verdict(results):
+    "The verdict with its interval, and what else a recipe found out about its format."
+    said = f"{look(results, 'quality.verdict')}, perplexity times {ratio(results)}"
+    if results['recipe'] == 'choose':
+        best = look(results, 'details.choice.chosen')
+        return f"{best['name']}, {best['bits']:.2f} bits a weight: {said}"
+    if results['recipe'] == 'calibration_data':
+        return f'{said}; {worse(results)}'
+    if results['recipe'] == 'blackwell':
+        costs = [(v['scheme'], look(v, 'quality.ppl_ratio', 1)) for v in results['variants']]
+        said += '; of rounded values ' + ', '.join(f'{cost - 1:+.1%} in {scheme}' for scheme, cost in costs)
+    return said
+
+
+def speed(results):
+    "Decoding before and after, of the recipes that say it in passing."
+    before, after = (look(results, f'runtime.speed.{k}') for k in ('before', 'after'))
+    return f'; {after:.0f} tokens/s, {before:.0f} in BF16' if before else ''
+
+
+def worse(results):
+    "How many calibration texts were measurably worse than the reference."
+    tried = [v['difference']['ci95'][0] > 0 for v in results['variants'] if 'difference' in v]
+    return f'{sum(tried)} of {len(tried)} calibrations measurably worse than the reference'
+
+
+def predictions(results):
+    "How far predictions were off, and what the format gained in a decode step."
+    times = {(p['batch'], p['context'], p['scheme']): p['measured'] for p in look(results, 'roofline.points', [])
+             if (p['model'], p['phase'], p['kv']) == (look(results, 'model.name'), 'decode', 'none')}
+    scheme = results.get('scheme')
+    gains = [times[k[:2] + ('none',)] / t for k, t in times.items() if k[2] == scheme and k[:2] + ('none',) in times]
+    judged = look(results, 'roofline.judged')
+    off = "{points} predictions off by {median:.0%} in the median, {worst:.0%} at worst"
+    said = [off.format(**judged)] if judged else []
+    said += [f'{scheme} decodes {min(gains):.2f} to {max(gains):.2f} times as fast as BF16'] if gains else []
+    return '; '.join(said)
+
+
+def one_sequence(rates):
+    "Decoding rates in a sentence: BF16's and the fastest."
+    best = max(rates, key=rates.get)
+    return f"one sequence: {rates[best]:.0f} tokens/s in {best}, {rates['bf16']:.0f} in bf16"
+
+
+def work(results):
+    "What a run without a verdict did."
     found = [look(results, f'size_bytes.{k}') for k in ('base', 'quantized')]
     sizes = [number(size / 1e6, '.1f') for size in found if size]
-    done = sum(s['status'] == 'ran' for s in results.get('stages', []))
+    stages = results.get('stages', [])
+    done = sum(s['status'] == 'ran' for s in stages)
+    kept = look(results, 'details.rungs', {}).get('base and file')
+    file = f"the file: perplexity times {kept['ppl_ratio']:.4f}; " if kept else ''
     weights = f"{' to '.join(sizes)} MB, " if sizes else ''
-    return f"{weights}{done} stages ran, {len(results.get('stages', [])) - done} were skipped"
+    none = 'nothing stayed inside the budget; ' if results['recipe'] == 'choose' else ''
+    return f'{none}{file}{weights}{done} stages ran, {len(stages) - done} were skipped'
+
+
+def headline(results):
+    "The figure that a reader looks for: the verdict with its interval, or what else the run was about."
+    if results['recipe'] == 'speed':
+        return one_sequence(decoding(look(results, 'runtime.speed.points', [])))
+    if results['recipe'] == 'bandwidth':
+        return predictions(results)
+    found = verdict(results) if look(results, 'quality.verdict') else work(results)
+    return found + speed(results)
+
+
+def schemes(results):
+    "The format of a run, or how many it measured."
+    many = {p['scheme'] for p in look(results, 'runtime.speed.points', [])}
+    return results.get('scheme') or (f'{len(many)} of them' if many else '')
 
 
 def row(path):
@@ -72,8 +136,8 @@ def row(path):
     sha = look(results, 'quality.sha256', '')
     return [
         f'[{folder}]({folder})',
-        look(results, 'model.name', '') + random,
-        look(results, 'scheme', ''),
+        model_name(look(results, 'model.name', '')) + random,
+        schemes(results),
         look(results, 'environment.device.name', ''),
         ', '.join(versions),
         f"{look(results, 'quality.source')}, {sha[:8]}" if sha else '',
@@ -81,22 +145,21 @@ def row(path):
     ]
 
 
-def measured(path):
+def program(path):
     "Figures that programs measured with a recipe's functions, as a line of the same table."
     found = json.loads(path.read_text(encoding='utf-8'))
     folder = path.parent.relative_to(GALLERY).as_posix()
     if 'points' in found:
         rates = decoding(found['points'])
-        outcome = f"one sequence: {rates['fp8']:.0f} tokens/s in FP8, {rates['bf16']:.0f} in BF16"
-        schemes = rates
+        outcome, formats = one_sequence(rates), rates
     else:
-        schemes = {r['scheme'] for r in found['rows']}
-        outcome = f'{len(schemes)} formats judged, each with its interval'
+        formats = {r['scheme'] for r in found['rows']}
+        outcome = f'{len(formats)} formats judged, each with its interval'
     versions = found['versions']
     return [
         f'[{folder}]({folder})',
         found['model'],
-        f'{len(schemes)} of them',
+        f'{len(formats)} of them',
         found['device'].split(',')[0],
         ', '.join(versions[k] for k in PACKAGES if k in versions),
         found.get('evaluation', ''),
@@ -106,7 +169,7 @@ def measured(path):
 
 def table():
     runs = [row(path) for path in GALLERY.rglob('results.json')]
-    others = [measured(path) for name in ('speed.json', 'quality.json') for path in GALLERY.rglob(name)]
+    others = [program(path) for name in ('speed.json', 'quality.json') for path in GALLERY.rglob(name)]
     rows = sorted(runs + others)
     return '\n'.join('| ' + ' | '.join(cells) + ' |' for cells in [COLUMNS, ['---'] * len(COLUMNS), *rows])
 
@@ -114,7 +177,7 @@ def table():
 def readme():
     "The gallery's page with its tables as they should be."
     text = (GALLERY/'README.md').read_text(encoding='utf-8')
-    for name, made in ('table', table()), ('matrix', matrix()):
+    for name, made in dict(table=table(), matrix=matrix(), measured=measured(), products=matmuls()).items():
         begin, rest = text.split(f'<!-- {name}: make_gallery.py -->\n')
         text = f'{begin}<!-- {name}: make_gallery.py -->\n\n{made}\n\n{rest[rest.index(END):]}'
     return text

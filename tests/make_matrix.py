@@ -3,6 +3,7 @@
 make_gallery.py puts the table into recipes/gallery/README.md.
 """
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -22,23 +23,81 @@ def read(path):
     return json.loads(path.read_text(encoding='utf-8'))
 
 
-def quality(ratio, interval, verdict, how):
+def model_name(name):
+    "A model's name without what its file says of itself, so that several runs share a column."
+    return re.sub(r'[.,]? ?\(?Q\d.*', '', name)
+
+
+def text_kind(source):
+    "Of a text what the column says: not the version of Python that it came with, nor which half."
+    return re.sub(r' \(Python.*', '', source)
+
+
+def quality(ratio, interval, verdict, how, alpha=None):
     "A comparison as a cell."
     low, high = interval
-    return f'{ratio:.4f} ({low:.4f} to {high:.4f}) {verdict}{HOW[how][1]}'
+    smoothed = f', SmoothQuant {alpha}' if isinstance(alpha, float) else ''
+    return f'{ratio:.4f} ({low:.4f} to {high:.4f}) {verdict}{HOW[how][1]}{smoothed}'
+
+
+def compared(part, how):
+    "A comparison: (scheme, unit, rank, cell); of several as near to what is served the one on most text counts."
+    q = part['quality']
+    cell = quality(q['ppl_ratio'], q['ppl_ratio_ci95'], q['verdict'], how, part.get('alpha'))
+    return part['scheme'], f"{RATIO}, {text_kind(q['source'])}", (HOW[how][0], q['windows'], -q['kld_mean']), cell
+
+
+def ran(results):
+    "True where the comparison at the top is of the exported file, run, and not of rounded values."
+    runtime = results.get('runtime', {})
+    return results['recipe'] == 'choose' or 'served' in results or 'parity' in runtime and runtime.get('how') != 'fake'
+
+
+def comparable(results):
+    "The variants that stand for their scheme: of this very model, whole, calibrated as one should."
+    reference = look(results, 'details.reference')
+    for v in results.get('variants', []):
+        own = v.get('model') in (None, look(results, 'model.name')) and not v.get('keep')
+        if own and v.get('quality') and (reference is None or v['name'] == reference):
+            yield v
+
+
+def rate(scheme, value, base, place=0):
+    "A decoding rate: (scheme, unit, rank, cell), with its gain over BF16 where that is known."
+    gain = f' ({value / base:.2f}x)' if base and scheme != 'bf16' else ''
+    return scheme, DECODE, (place, 0, 0), f'{value:.0f}{gain}'
+
+
+def decoding(points):
+    "{scheme: tokens a second} of one sequence with a BF16 cache at the shorter context."
+    return {p['scheme']: p['tokens_per_second'] for p in points
+            if (p['what'], p['kv'], p['batch'], p['tokens']) == ('decode', 'none', 1, 512)}
+
+
+def speeds(results):
+    "{model: {scheme: tokens a second}}, as `decoding`, of the recipes that measure it."
+    model, speed = look(results, 'model.name', ''), look(results, 'runtime.speed', {})
+    found = {model: decoding(speed.get('points', []))}
+    if (speed.get('batch'), speed.get('context'), results.get('kv')) == (1, 512, 'none'):
+        found[model] = {'bf16': speed['before'], results['scheme']: speed['after']}
+    for p in look(results, 'roofline.points', []):
+        if (p['phase'], p['kv'], p['batch'], p['context']) == ('decode', 'none', 1, 512):
+            scheme = p['scheme'].replace('none', 'bf16')
+            found.setdefault(p['model'], {}).setdefault(scheme, p['tokens_per_second'])
+    return found
 
 
 def from_results(path):
-    "Comparisons in a run's results: its own, and those of its variants in other schemes."
+    "Comparisons in a run's results, its own and its variants', and decoding rates."
     results = read(path)
     model = look(results, 'model.name')
-    others = [v for v in results.get('variants', []) if v.get('model') == model and v['scheme'] != results['scheme']]
-    for part in [results, *others]:
-        q = part.get('quality')
-        if q:
-            how = 'the exported file, run' if {'runtime', 'served'} & set(part) else 'fake quantization'
-            cell = quality(q['ppl_ratio'], q['ppl_ratio_ci95'], q['verdict'], how)
-            yield model, part['scheme'], RATIO, (HOW[how][0], q['windows']), cell
+    if results.get('quality'):
+        yield model, *compared(results, 'the exported file, run' if ran(results) else 'fake quantization')
+    for v in comparable(results):
+        yield model, *compared(v, 'fake quantization')
+    for name, rates in speeds(results).items():
+        for scheme, value in rates.items():
+            yield name, *rate(scheme, value, rates.get('bf16'), 'runtime' in results)
 
 
 def from_quality(path):
@@ -48,35 +107,28 @@ def from_quality(path):
         if row['text'] == 'prose':
             how = row['arithmetic']
             cell = quality(row['ratio'], row['ci'], row['verdict'], how)
-            yield found['model'].split(',')[0], row['scheme'], RATIO, (HOW[how][0], 0), cell
-
-
-def decoding(points):
-    "{scheme: tokens a second} of one sequence with a BF16 cache at the shorter context."
-    return {p['scheme']: p['tokens_per_second'] for p in points
-            if (p['what'], p['kv'], p['batch'], p['tokens']) == ('decode', 'none', 1, 512)}
+            yield found['model'], row['scheme'], f'{RATIO}, prose', (HOW[how][0], 0, 0), cell
 
 
 def from_speed(path):
-    "Decoding rates in a speed.json, and how they compare with BF16's."
+    "Decoding rates in a speed.json, which come after those of a recipe's run."
     found = read(path)
     rates = decoding(found['points'])
-    for scheme, rate in rates.items():
-        gain = '' if scheme == 'bf16' else f" ({rate / rates['bf16']:.2f}x)"
-        yield found['model'].split(',')[0], scheme, DECODE, (0, 0), f'{rate:.0f}{gain}'
+    for scheme, value in rates.items():
+        yield found['model'].split(',')[0], *rate(scheme, value, rates['bf16'], -1)
 
 
 READERS = {'results.json': from_results, 'quality.json': from_quality, 'speed.json': from_speed}
 
 
 def cells():
-    "{(scheme, model, device, unit): cell with its link}; of several the one nearest to what is served, on most text."
+    "{(scheme, model, device, unit): cell with its link}; of several the one of the highest rank."
     best = {}
     for path in sorted(p for p in GALLERY.rglob('*.json') if p.name in READERS):
         folder = path.parent.relative_to(GALLERY).as_posix()
         device = folder.split('/')[0].upper()
         for model, scheme, unit, rank, text in READERS[path.name](path):
-            key = scheme, model, device, unit
+            key = scheme, model_name(model), device, unit
             value, space, rest = text.partition(' ')
             if key not in best or rank > best[key][0]:
                 best[key] = rank, f'[{value}]({folder}){space}{rest}'
@@ -88,7 +140,7 @@ def matrix():
     sys.path.insert(0, str(ROOT))
     from tqcook.schemes import SCHEMES
     found = cells()
-    columns = sorted({key[1:] for key in found}, key=lambda c: (c[2] != RATIO, c))
+    columns = sorted({key[1:] for key in found}, key=lambda c: (c[2] == DECODE, c))
     heads = [f'{model}, {device}: {unit}' for model, device, unit in columns]
     rows = [['format', *heads], ['---'] * (1 + len(heads))]
     rows += [[f'`{s}`', *(found.get((s, *column), '') for column in columns)] for s in ('bf16', *SCHEMES)]

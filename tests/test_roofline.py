@@ -41,7 +41,7 @@ int8_token none prefill 4     2048    165.0  blocks
 '''
 
 
-GALLERY = Path(__file__).resolve().parent.parent/'recipes/gallery/h100/06_speed/speed.json'
+GALLERY = Path(__file__).resolve().parent.parent/'recipes/gallery/h100/speed/speed.json'
 
 
 def compared():

@@ -53,7 +53,7 @@ def test_no_link_is_dead_or_leads_to_a_folder(source):
     for path in [*folder.rglob('*.md'), *folder.rglob('*.ipynb')]:
         assert list(dead(path)) == [], path
     links = re.findall(r'\]\(([^)#\s]+)', (folder/'recipes/gallery/README.md').read_text())
-    assert 'h200/01_fp8/executed.ipynb' in links and 'h100/06_speed/README.md' in links
+    assert 'h200/01_fp8/executed.ipynb' in links and 'h100/speed/README.md' in links
     assert not [link for link in links if (folder/'recipes/gallery'/link).is_dir()]
 
 
