@@ -11,6 +11,7 @@ from pathlib import Path
 from make_matrix import GALLERY, ROOT, decoding, matrix, model_name
 from make_measured import matmuls, measured
 from make_table import look, number, ratio
+from tqcook.recipe import MIME
 
 COLUMNS = ['run', 'model', 'scheme', 'device', 'torch, transformers, ModelOpt', 'text', 'outcome']
 PACKAGES = 'torch', 'transformers', 'modelopt'
@@ -27,6 +28,8 @@ def quiet(cell):
     cell['metadata'] = {k: v for k, v in cell['metadata'].items() if k == 'tags'}
     if cell['cell_type'] == 'code':
         outputs = [o for o in cell['outputs'] if o.get('name') != 'stderr']
+        for output in outputs:
+            output.get('data', {}).pop(MIME, None) # results.json holds the same
         for output in outputs:
             if 'execution_count' in output:
                 output['execution_count'] = None

@@ -30,7 +30,7 @@ def model_name(name):
 
 def text_kind(source):
     "Of a text what the column says: not the version of Python that it came with, nor which half."
-    return re.sub(r' \(Python.*', '', source)
+    return re.sub(r' \((Python|pydoc).*', '', source)
 
 
 def quality(ratio, interval, verdict, how, alpha=None):
@@ -50,7 +50,9 @@ def compared(part, how):
 def ran(results):
     "True where the comparison at the top is of the exported file, run, and not of rounded values."
     runtime = results.get('runtime', {})
-    return results['recipe'] == 'choose' or 'served' in results or 'parity' in runtime and runtime.get('how') != 'fake'
+    if results.get('recipe') == 'choose' or 'served' in results:
+        return True
+    return 'parity' in runtime and runtime.get('how') != 'fake'
 
 
 def comparable(results):
@@ -91,7 +93,8 @@ def from_results(path):
     "Comparisons in a run's results, its own and its variants', and decoding rates."
     results = read(path)
     model = look(results, 'model.name')
-    if results.get('quality'):
+    mixed = look(results, 'details.choice.chosen.keep') # with layers in BF16 it does not stand for its scheme
+    if results.get('quality') and not mixed:
         yield model, *compared(results, 'the exported file, run' if ran(results) else 'fake quantization')
     for v in comparable(results):
         yield model, *compared(v, 'fake quantization')

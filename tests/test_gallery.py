@@ -35,7 +35,7 @@ def test_the_matrix_has_every_format_and_only_what_was_measured():
 
 def test_what_a_server_answered_is_not_fake(tmp_path):
     "Its file was run, by the engine that loaded it."
-    quality = dict(ppl_ratio=1.01, ppl_ratio_ci95=[1., 1.02], verdict='PASS', windows=8)
+    quality = dict(ppl_ratio=1.01, ppl_ratio_ci95=[1., 1.02], verdict='PASS', windows=8, source='code', kld_mean=.01)
     run = dict(model=dict(name='demo'), scheme='int8_token', quality=quality)
     for more, fake in ({}, True), (dict(served=dict(engine='vllm')), False):
         (tmp_path/'results.json').write_text(json.dumps(run | more))

@@ -94,6 +94,22 @@ def test_the_faster_of_two_is_named():
     assert len(pairs) >= 40 and sum(right) / len(right) >= .9
 
 
+def test_predictions_from_ceilings_measured_there():
+    "Recipe bandwidth on an H100: predicted from what it measured first, and a second shape that nothing was fitted to."
+    run = Path(__file__).resolve().parent.parent/'recipes/gallery/h100/05_bandwidth/results.json'
+    found = json.loads(run.read_text())['roofline']
+    ceilings = roofline.Ceilings(**found['ceilings'])
+    errors = {}
+    for p in found['points']:
+        work = p['scheme'], p['kv'], p['phase'], p['batch'], p['context']
+        again = roofline.predict(shape_of(p['model']), ceilings, *work).seconds
+        assert again <= p['predicted'] * 1.0001 # weights that are widened first take longer
+        errors.setdefault(p['model'], []).append(abs(p['predicted'] / p['measured'] - 1))
+    first, second = errors['shape:llama-3.1-8b'], errors['shape:qwen3-8b']
+    assert len(first) == 60 and statistics.median(first) <= .1 and max(first) <= .35
+    assert statistics.median(second) <= .1 and found['judged']['right'] >= .9 * found['judged']['pairs']
+
+
 def test_a_prediction_can_be_wrong(monkeypatch):
     "The judge is one: with attention at a quarter of the bandwidth it would not pass."
     monkeypatch.setattr(roofline, 'ATTENTION', .25)

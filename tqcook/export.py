@@ -251,7 +251,7 @@ def read_back(
             continue
         count += 1
         mine = [k for k in files if k.rpartition('.')[0] == module]
-        leaves = {k.rpartition('.')[2]: files[k].get_tensor(k).to(fake.device) for k in mine} # a GPU compares faster
+        leaves = {k.rpartition('.')[2]: files[k].get_tensor(k).to(fake.device) for k in mine}
         left -= {f'{module}.{k}' for k in leaves if k != 'bias'}
         wrong += [] if _agrees(schemes.get(quantized.scheme).storage, leaves, fake) else [module]
     named = _named(read_json(Path(out)/'config.json', finite=False)['quantization_config'])
@@ -292,8 +292,7 @@ def _agrees(storage, leaves, fake):
     w = dequantize(storage, leaves)
     if w.shape != fake.shape:
         return False
-    off, step = (w - fake).abs_(), fake.abs().float().mul_(2.**-7).add_(1e-12)
-    return bool((off <= step).all()) # nothing that is not finite is
+    return bool(((w - fake).abs_() <= fake.abs() * 2.**-7 + 1e-12).all())
 
 # %% ../nbs/45_export.ipynb #53ea112d
 def _foreign(model, files):
