@@ -75,9 +75,9 @@ def execute(path, log):
 
 @pytest.fixture(scope='session')
 def fresh():
-    "Processes that are fresh and yet need not import PyTorch: forked from one that did and nothing else."
+    "Processes that are fresh and yet need not import others' packages: forked from one that did and nothing else."
     context = multiprocessing.get_context('forkserver')
-    context.set_forkserver_preload(['nbdev.test', 'torch', 'transformers'])
+    context.set_forkserver_preload(['nbdev.test', 'modelopt.torch.quantization', 'matplotlib.pyplot', 'scipy.stats'])
     return context
 
 

@@ -29,11 +29,14 @@ def stdlib_files() -> dict: # dotted module name -> path of its source, sorted b
     "The standard library's own source files, without its tests and its small applications."
     root = Path(sysconfig.get_paths()['stdlib'])
     out = {}
-    for path in root.rglob('*.py'):
-        parts = path.relative_to(root).with_suffix('').parts
-        if _skip & set(parts) or parts[0].startswith(('config-', '_sysconfigdata')):
-            continue
-        out['.'.join(parts[:-1] if parts[-1] == '__init__' else parts)] = path
+    for folder, below, names in os.walk(root):
+        below[:] = set(below) - _skip  # installed packages are many, and are not even listed
+        parts = Path(folder).relative_to(root).parts
+        for name in names:
+            stem, suffix = os.path.splitext(name)
+            if suffix != '.py' or stem in _skip or (*parts, stem)[0].startswith(('config-', '_sysconfigdata')):
+                continue
+            out['.'.join(parts if stem == '__init__' else (*parts, stem))] = Path(folder)/name
     return dict(sorted(out.items()))
 
 # %% ../nbs/12_texts.ipynb #4b14c910
