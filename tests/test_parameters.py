@@ -29,3 +29,8 @@ def test_the_library_keeps_the_table(name, call):
 def test_every_recipe_that_scores_text_lets_bos_be_chosen():
     for name in 'fp8', 'int8', 'perplexity', 'calibration_data':
         assert recipe.find_recipe(name).parameters['bos'].default == 'auto'
+
+
+def test_every_parameter_has_one_row():
+    names = [line.split('  ')[0] for line in parameters._TABLE.strip().splitlines()]
+    assert len(names) == len(set(names))

@@ -116,6 +116,16 @@ def test_an_engine_that_takes_no_such_scheme_is_named_before_any_work(tmp_path):
     assert r.returncode == 1 and 'sglang loads mxfp8 in no layout; it takes fp8' in r.stderr
     assert not (tmp_path/'out').exists()
 
+@pytest.mark.slow
+def test_a_format_that_fails_is_attributed(tmp_path):
+    "A base that was read once is a record; what does the damage is asked of the model."
+    out = tmp_path/'run'
+    args = 'scheme=nvfp4 max_windows=8 calib_samples=8'.split()
+    d = whole(cook('fp8', '--size', 'smoke', *(x for a in args for x in ('-p', a)), out=out), out)
+    assert d['quality']['verdict'] == 'FAIL'
+    assert next(s for s in d['stages'] if s['name'] == 'attribution')['status'] == 'ran'
+
+
 def test_output_folder_that_cannot_be(tmp_path):
     (tmp_path/'file').write_text('in the way')
     r = cook('fp8', out=tmp_path/'file'/'run', cwd=tmp_path, timeout=120)

@@ -31,7 +31,7 @@ concurrency  1 to 100000  requests at once
 confirm_windows  at least 2  windows to confirm a choice on
 context  2 to 1000000000  tokens in each window
 contexts  1 to 1000000000  tokens already in the cache
-engine  one of auto, trtllm, vllm, sglang  engine that shall load a directory, auto by its layout
+early  like True|False  True or False, stop comparing once the verdict is settled
 engine_for  one of auto, trtllm, vllm, sglang  engine whose layout is written, auto the first that holds the scheme
 device  like auto|cpu|cuda(:[0-9]{1,3})?  auto, cpu, cuda or cuda:N
 engine  one of auto, trtllm, vllm, sglang, none  program that serves
