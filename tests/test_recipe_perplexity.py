@@ -115,7 +115,7 @@ def test_recipe_stops_early_once_the_verdict_is_settled(tmp_path):
     assert q['verdict'] == 'FAIL'
     assert q['early']['look'] < q['early']['looks']
     assert q['windows'] == q['early']['windows'] < q['early']['of'] == 40
-    assert 'Stopped early at look' in (tmp_path/'o'/'report.html').read_text()
+    assert 'Stopped early, at look' in (tmp_path/'o'/'report.html').read_text()
 
 
 def test_recipe_stops_on_fail(tmp_path):
