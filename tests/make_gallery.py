@@ -4,6 +4,7 @@ Numbers, figures, the report and the executed notebook are kept, the checkpoint,
 The tables in recipes/gallery/README.md are written anew, without arguments that alone.
 """
 import json
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -19,8 +20,10 @@ END = '<!-- end of table -->'
 
 
 def public(path):
-    "The text of a file; where the checkout lay is nobody's business."
-    return path.read_text(encoding='utf-8').replace(str(ROOT), '/path/to/tqcook')
+    "The text of a file, without links that led elsewhere from the recipe; where the checkout lay is nobody's business."
+    links = r'\[([^][\n]*)\]\((?:gallery/|\.\./nbs/|\d\d_)[^)\n]*\)'
+    text = re.sub(links, r'\1', path.read_text(encoding='utf-8'))
+    return text.replace(str(ROOT), '/path/to/tqcook')
 
 
 def quiet(cell):

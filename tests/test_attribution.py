@@ -23,7 +23,7 @@ def test_demo_fp8_sharpness_and_verdict(demo):
     pytest.importorskip('modelopt')
     from tqcook import quantize
 
-    code = data.corpus('code', demo.tokenizer, context=512, max_windows=16)
+    code = data.corpus('code', demo.tokenizer, context=512, max_windows=32)
     q = quantize.quantize(
         demo, data.calibration('code-train', demo.tokenizer, samples=16, length=256), progress=False
     ).loaded
