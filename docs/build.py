@@ -2,6 +2,7 @@
 
 Pages are the README, the notebooks with their stored outputs, the gallery, and the recipes as the gallery ran them.
 """
+import base64
 import json
 import re
 import shutil
@@ -34,23 +35,52 @@ def title(path):
     return first, next((line[2:] for line in lines if line.startswith('> ')), '')
 
 
-def shown(cell):
+def wide(outputs):
+    "Whether a figure among them loses its small type when it is drawn as narrow as a phone."
+    drawn = [''.join(o['data']['image/png']) for o in outputs if 'image/png' in o.get('data', {})]
+    return any(int.from_bytes(base64.b64decode(png[:32])[16:20]) > 500 for png in drawn)  # where PNG has its width
+
+
+def card(output):
+    "A model card's front matter as code: Markdown would take it for a heading between lines."
+    data = output.get('data', {})
+    text = re.sub(r'\A---\n(.*?\n)---\n', r'```yaml\n\1```\n', ''.join(data.get('text/markdown', '')), flags=re.S)
+    return output | {'data': data | {'text/markdown': text}} if text else output
+
+
+def shown(cell, folder=ROOT, heading=''):
     "The cell as a page has it, None when it is hidden; nbdev's directives are for nbdev."
     source = ''.join(cell['source'])
     words = re.findall(r'^#\|\s*(.+?)\s*$', source, re.M)
     if 'hide' in words:
         return None
+    if cell['cell_type'] != 'code':
+        return cell | {'source': linked(source, folder)}
+    outputs = [card(o) for o in cell['outputs'] if o.get('name') != 'stderr']
+    image = {'alt': f'Figure: {heading}', 'classes': 'wide' if wide(outputs) else 'narrow'}
     tags = ['remove-input'] if 'echo: false' in words else []
-    made = cell | {'source': re.sub(r'^#\|.*\n?', '', source, flags=re.M), 'metadata': {'tags': tags}}
-    if cell['cell_type'] == 'code':
-        made['outputs'] = [o for o in cell['outputs'] if o.get('name') != 'stderr']
-    return made
+    metadata = {'tags': tags, 'mystnb': {'image': image}}
+    return cell | {'source': re.sub(r'^#\|.*\n?', '', source, flags=re.M), 'metadata': metadata, 'outputs': outputs}
 
 
-def page(path, target):
-    "Write a notebook's page."
+def named(cells, run):
+    "The cells, their title with the run's name: in a search, runs of one recipe would look alike."
+    for cell in cells:
+        text, count = re.subn(r'(?m)^# .+', rf'\g<0> ({run})', ''.join(cell['source']), count=1)
+        if cell['cell_type'] == 'markdown' and count:
+            return [c | {'source': text} if c is cell else c for c in cells]
+    return cells
+
+
+def page(path, target, run=''):
+    "Write a notebook's page, of a run in the gallery or not; a figure is called by the heading above it."
     nb = notebook(path)
-    nb['cells'] = [c for c in map(shown, nb['cells']) if c is not None]
+    heading, cells = '', []
+    for cell in named(nb['cells'], run) if run else nb['cells']:
+        if cell['cell_type'] == 'markdown':
+            heading = (re.findall(r'(?m)^#+ (.+)', ''.join(cell['source'])) or [heading])[-1]
+        cells.append(shown(cell, path.parent, heading))
+    nb['cells'] = [c for c in cells if c is not None]
     target.parent.mkdir(parents=True, exist_ok=True)
     target.write_text(json.dumps(nb), encoding='utf-8')
 
@@ -125,7 +155,7 @@ def assemble(source):
         if path.suffix == '.md':
             copied(path, source)
         else:
-            page(path, source/path.relative_to(ROOT))
+            page(path, source/path.relative_to(ROOT), path.parent.relative_to(ROOT/'recipes/gallery').as_posix())
     gallery = ROOT/'recipes/gallery'
     names = [(path.parent.relative_to(gallery).as_posix(), path.stem) for path in runs()]
     copied(gallery/'README.md', source, '\n' + toctree('Runs', [f'{name} <{name}/{stem}>' for name, stem in names]))

@@ -62,7 +62,44 @@ def test_hidden_cells_and_noise():
     noise = {'output_type': 'stream', 'name': 'stderr', 'text': 'x'}
     noisy = cell | {'source': '#| echo: false\n1', 'outputs': [noise]}
     assert build.shown(cell) is None
-    assert build.shown(noisy) == cell | {'source': '1', 'metadata': {'tags': ['remove-input']}}
+    found = build.shown(noisy)
+    assert (found['source'], found['outputs'], found['metadata']['tags']) == ('1', [], ['remove-input'])
+
+
+def test_a_run_has_its_name_in_its_title(source):
+    folder, _ = source
+    pages = 'recipes/gallery/h100/01_fp8/executed.ipynb', 'recipes/01_fp8.ipynb'
+    titles = [build.title(folder/name)[0] for name in pages]
+    assert titles == ['FP8, from model to checkpoint (h100/01_fp8)', 'FP8, from model to checkpoint']
+    untitled = [{'cell_type': 'code', 'source': '# no title'}]
+    assert build.named(untitled, 'x') == untitled
+
+
+def test_figures_have_names_and_those_too_wide_for_a_phone_are_marked(source):
+    folder, _ = source
+    cells = json.loads((folder/'recipes/01_fp8.ipynb').read_text())['cells']
+    drawn = [c for c in cells for o in c.get('outputs', []) if 'image/png' in o.get('data', {})]
+    images = [c['metadata']['mystnb']['image'] for c in drawn]
+    assert [image['classes'] for image in images] == ['wide', 'narrow']  # 651 and 472 pixels
+    assert all(re.match('Figure: [A-Z]', image['alt']) for image in images)
+
+
+def test_figures_follow_the_theme():
+    "Paper turns to the dark page's color, #131416; nothing paints it white again."
+    styles = {}
+    exec((ROOT/'docs/conf.py').read_text(), styles)
+    options = styles['html_theme_options']
+    assert options['light_css_variables']['figure-filter'] == 'none'
+    share = float(re.match(r'invert\((.*?)\) hue-rotate', options['dark_css_variables']['figure-filter'])[1])
+    assert 0x13 <= 255 * (1 - share) <= 0x16
+    css = (ROOT/'docs/_static/tqcook.css').read_text()
+    assert re.search(r'article img \{[^}]*filter: var\(--figure-filter\)', css) and 'background: #' not in css
+
+
+def test_front_matter_is_code():
+    output = {'data': {'text/markdown': ['---\n', 'tags: x\n', '---\n', '# A\n', '---\n']}}
+    assert build.card(output)['data']['text/markdown'] == '```yaml\ntags: x\n```\n# A\n---\n'
+    assert build.card({'data': {'text/plain': '1'}}) == {'data': {'text/plain': '1'}}
 
 
 def broken(site):
@@ -87,9 +124,11 @@ def test_broken_links_of_the_site_are_found(tmp_path):
 
 @pytest.mark.skipif(not importlib.util.find_spec('furo'), reason='`make site` installs what this needs')
 def test_it_builds_without_a_network(tmp_path):
-    assert build.main([], tmp_path) == 0
+    assert build.main(['-W', '--keep-going'], tmp_path) == 0  # a warning is a failure
     pages = list((tmp_path/'site').rglob('*.html'))
     assert len(pages) > 30 and (tmp_path/'site/llms.txt').exists() and (tmp_path/'site/searchindex.js').exists()
     assert [b for b in broken(tmp_path/'site') if b[1] != '#harmful-link'] == []  # what a report makes of some links
+    home = (tmp_path/'site/index.html').read_text()
+    assert home.count('--figure-filter: invert') == 2 and '--figure-filter: none' in home  # chosen, or asked for
     elsewhere = re.compile(r'<(?:script|img|link rel="stylesheet")[^>]+(?:src|href)="(?:https?:)?//[^"]+')
     assert [page.name for page in pages if elsewhere.search(page.read_text())] == []
