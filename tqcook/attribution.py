@@ -189,10 +189,10 @@ class Attribution(Result):
         import matplotlib.pyplot as plt
         n, est = len(self.groups), list(self.groups.values())
         if ax is None:
-            _, ax = plt.subplots(figsize=(max(4., min(.35 * n + 1.5, 9)), 2.8), dpi=80)
+            _, ax = plt.subplots(figsize=(max(4., min(.35 * n + 1.5, 9)), 2.8), dpi=80, layout='constrained')
         ax.bar(range(n), [i.value for i in est], yerr=error_bars(est), capsize=2, color='C0', error_kw=dict(lw=.8))
         ax.set(xticks=range(n), ylabel='mean KLD, nats',
-               title=f'Cost of each {self.by}, quantized alone (sum / whole = {self.additivity:.2f})')
+               title=f'Cost of each {self.by}, quantized alone\n(sum / whole = {self.additivity:.2f})')
         turned = {} if self.by == 'layer' and n <= 40 else dict(rotation=60, ha='right')
         ax.set_xticklabels([k.removeprefix('layer ') for k in self.groups], fontsize=7, **turned)
         if self.by == 'layer':

@@ -334,7 +334,7 @@ class Bench:
         "The ladder: tokens a second of each rung, the floors dashed."
         import matplotlib.pyplot as plt
         names = list(dict.fromkeys(t.what for t in self.ladder))
-        fig, ax = plt.subplots(figsize=(7.2, .55 * len(names) + 1.3), dpi=80)
+        fig, ax = plt.subplots(figsize=(7.2, .55 * len(names) + 1.3), dpi=80, layout='constrained')
         for j, s in enumerate(dict.fromkeys(t.scheme for t in self.ladder)):
             ts = [t for t in self.ladder if t.scheme == s]
             at = [names.index(t.what) + .36 * j for t in ts]
@@ -344,9 +344,9 @@ class Bench:
                 ax.axvline(ts[-1].batch / ts[-1].floor, color=f'C{j}', ls='--', lw=1)
         ax.set_yticks([i + .18 for i in range(len(names))], names, fontsize=8)
         ax.invert_yaxis()
-        ax.set(xlabel='tokens a second (dashed: what the measured bandwidth allows)')
-        ax.legend(fontsize=8, loc='lower right')
-        fig.tight_layout()
+        ax.margins(x=.1) # for the last number
+        fig.supxlabel('tokens a second (dashed: what the measured bandwidth allows)', fontsize=10)
+        fig.legend(fontsize=8, loc='outside upper right', ncols=4)
         plt.close(fig)
         return fig
 

@@ -313,7 +313,7 @@ class Comparison(Paired):
         "KL divergence against the base model's confidence, with block intervals and the noise floor."
         import matplotlib.pyplot as plt
         if ax is None:
-            _, ax = plt.subplots(figsize=(5.6, 3.2), dpi=80)
+            _, ax = plt.subplots(figsize=(5.6, 3.2), dpi=80, layout='constrained')
         edges = np.unique(np.quantile(self['confidence'], np.linspace(0, 1, 13)))
         key = np.searchsorted(edges[1:-1], self['confidence'], side='right')
         groups = [key == k for k in np.unique(key)]
@@ -336,7 +336,7 @@ class Comparison(Paired):
         "The interval of the perplexity ratio, unpaired beside paired."
         import matplotlib.pyplot as plt
         if ax is None:
-            _, ax = plt.subplots(figsize=(5.6, 2.2), dpi=80)
+            _, ax = plt.subplots(figsize=(5.6, 2.2), dpi=80, layout='constrained')
         rows = {'paired, tokens\nas independent': self.iid['ppl_ratio'], 'paired, blocks': self.stats['ppl_ratio'],
                 'unpaired, blocks': self.unpaired_ratio}
         for y, (name, i) in enumerate(rows.items()):

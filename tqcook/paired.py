@@ -205,7 +205,7 @@ class Table:
         "The perplexity ratio of each group with its interval."
         import matplotlib.pyplot as plt
         if ax is None:
-            _, ax = plt.subplots(figsize=(5.6, 2.8), dpi=80)
+            _, ax = plt.subplots(figsize=(5.6, 2.8), dpi=80, layout='constrained')
         ratio = np.array([r['ppl_ratio'] for r in self.rows])
         limits = np.array([r['ppl_ratio_ci95'] for r in self.rows], float)
         bars = np.nan_to_num(np.abs(limits.T - ratio))
