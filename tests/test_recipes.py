@@ -126,6 +126,27 @@ def test_a_format_that_fails_is_attributed(tmp_path):
     assert next(s for s in d['stages'] if s['name'] == 'attribution')['status'] == 'ran'
 
 
+def test_fp8_stops_early_and_its_steps_are_of_what_both_read(tmp_path):
+    "The steps rest on the windows that both comparisons read."
+    small = 'early=True max_windows=40 calib_samples=8 context=64 new_tokens=4 scheme=nvfp4'
+    d = whole(cook('fp8', '--size', 'smoke', *(x for a in small.split() for x in ('-p', a)), out=tmp_path/'run'),
+              tmp_path/'run')
+    q = d['quality']
+    assert q['verdict'] == 'FAIL' and q['early']['look'] < q['early']['looks']
+    assert q['windows'] == q['early']['windows'] < q['early']['of'] == 40
+    s = {k: math.log(v['ppl_ratio']) for k, v in q['steps'].items()}
+    assert abs(sum(v for k, v in s.items() if k != 'total') - s['total']) < 1e-6
+    assert s['total'] == pytest.approx(math.log(q['ppl_ratio']), abs=1e-3)
+
+
+@pytest.mark.slow
+def test_fp8_chooses_the_strength_of_a_scheme_that_smooths(tmp_path):
+    small = 'max_windows=8 calib_samples=10 calib_length=64 context=64 new_tokens=4 scheme=int8_sq'
+    d = whole(cook('fp8', '--size', 'smoke', *(x for a in small.split() for x in ('-p', a)), out=tmp_path/'run'),
+              tmp_path/'run')
+    assert next(s for s in d['stages'] if s['name'] == 'choose alpha')['status'] == 'ran'
+
+
 def test_output_folder_that_cannot_be(tmp_path):
     (tmp_path/'file').write_text('in the way')
     r = cook('fp8', out=tmp_path/'file'/'run', cwd=tmp_path, timeout=120)
