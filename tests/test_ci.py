@@ -52,10 +52,20 @@ def test_least_permissions_and_pinned_actions(path):
     assert workflow(path)['permissions'] == {'contents': 'read'}
     for line in re.findall(r'uses: .*', path.read_text()):
         assert re.fullmatch(r'uses: [\w./-]+@[0-9a-f]{40} # v[\d.]+', line), line
+    assert re.search(r'(?m)^# Actions are pinned by commit; .* on 20\d\d-\d\d-\d\d\.$', path.read_text())
     for job, step in steps(path):
         assert job['timeout-minutes'] <= 120
         if 'checkout' in step.get('uses', ''):
             assert step['with']['persist-credentials'] is False
+
+
+def test_an_action_has_one_pin():
+    "The same version everywhere: an update that leaves one workflow behind is seen."
+    pins = {}
+    for path in WORKFLOWS:
+        for action, commit in re.findall(r'uses: ([\w./-]+)@(.*)', path.read_text()):
+            pins.setdefault(action, set()).add(commit)
+    assert len(pins) == 5 and all(len(commits) == 1 for commits in pins.values()), pins
 
 
 ALLOWED = r'(make |nvidia-smi|cap=\$\(nvidia-smi|test |git diff|apt-get )'
