@@ -103,7 +103,7 @@ FAMILIES = {
         layer_types=['linear_attention', 'full_attention'],
     ),
 }
-SCHEMES = [s for s in schemes.SCHEMES if s != 'nvfp4'] # its row is not in the table yet
+SCHEMES = list(schemes.SCHEMES)
 
 
 def family(name):
@@ -197,14 +197,14 @@ def markdown(table):
     return '\n'.join('| ' + ' | '.join(line) + ' |' for line in lines)
 
 
-if __name__ == '__main__':
+if __name__ == '__main__': # all schemes, or those that are named
+    import sys
     import tempfile
-    made = {}
+    made = json.loads(TABLE.read_text())
     for name in FAMILIES:
-        made[name] = {}
-        for scheme in SCHEMES:
+        for scheme in sys.argv[1:] or SCHEMES:
             with tempfile.TemporaryDirectory() as tmp:
-                made[name][scheme] = cook(name, scheme, Path(tmp))
+                made.setdefault(name, {})[scheme] = cook(name, scheme, Path(tmp))
         print(name, {s: kind(r) for s, r in made[name].items()}, flush=True)
     TABLE.write_text(json.dumps(made, indent=1) + '\n')
     print(markdown(made))

@@ -76,3 +76,35 @@ SAID = dict(cell_type='code', source=['#| echo: false\n', "Markdown(f'{x:.3f}, t
 def test_an_invented_number_is_found(cell, numbers):
     "Negative control."
     assert list(loose([cell])) == numbers
+
+
+CHANGES = {  # the same of CHANGELOG.md
+    '7.3 million parameters': ('tqcook/demo/README.md', r'parameters \| 7344384'),
+    '0.87 bits per byte': ('tqcook/demo/README.md', r'held-out bits per byte \| 0\.87\d\d float32'),
+    '5 % of error': ('tqcook/stats.py', r'level: float = \.95'),
+    'from ceilings measured on an H100, 60 predictions were off by 4 % in the median and by 33 % at worst': (
+        'recipes/gallery/h100/05_bandwidth/results.json',
+        r'"points": 60,\s*"median": 0\.04[0-4]\d*,\s*"worst": 0\.32[5-9]'),
+    '1.6 times as fast in FP8 as in BF16': ('README.md', r'304 tokens a second in FP8,\s185 in BF16 by the same'),
+    '0.32.0 on a CPU': HELD['vLLM 0.32.0'],
+}
+
+
+def changelog():
+    "Its entries, each on one line, without code and versions."
+    text = (ROOT/'CHANGELOG.md').read_text(encoding='utf-8')
+    entries = re.split(r'\n(?:- |\n)', re.sub(r'(?m)^#.*|`[^`\n]*`', '', text))
+    return [' '.join(entry.split()) for entry in entries if entry.strip()]
+
+
+def test_the_changelog_is_made_of_short_entries():
+    assert {entry: len(entry.split()) for entry in changelog() if len(entry.split()) > 55} == {}
+
+
+def test_no_number_of_the_changelog_is_without_a_source():
+    text = ' '.join(changelog())
+    for phrase, (name, pattern) in CHANGES.items():
+        assert phrase.lower() in text.lower(), phrase
+        assert re.search(pattern, (ROOT/name).read_text(encoding='utf-8')), f'{name} no longer says this'
+        text = re.sub(re.escape(phrase), '', text, flags=re.I)
+    assert re.findall(NUMBER, text) == []

@@ -1,8 +1,10 @@
 "One record a scheme: what it names is known, what is derived fits, and the way back from TensorRT-LLM's names."
 import dataclasses
+import json
 
 import pytest
 
+from make_readme import ROOT
 from tqcook import schemes
 from tqcook.core import CookError
 from tqcook.device import DEVICES, lookup
@@ -97,3 +99,15 @@ def test_an_engine_that_takes_no_such_scheme():
         schemes.layout_for('int8_sq', 'vllm')
     with pytest.raises(CookError, match="no engine named 'vlm'.*vllm"):
         schemes.layout_for('fp8', 'vlm')
+
+
+def test_the_table_of_families_is_what_was_measured():
+    "Every scheme has its column, and the sentence above it counts the same cells."
+    pytest.importorskip('torch')
+    from test_families import FAMILIES, TABLE, markdown
+    table = json.loads(TABLE.read_text())
+    assert set(table) == set(FAMILIES) and all(set(results) == set(SCHEMES) for results in table.values())
+    cells = json.loads((ROOT/'nbs/03_schemes.ipynb').read_text())['cells']
+    text = next(s for s in (''.join(c['source']) for c in cells) if markdown(table) in s)
+    results = [r for row in table.values() for r in row.values()]
+    assert f'{len(table)} families' in text and f'{results.count("works")} of {len(results)} are' in text
