@@ -30,6 +30,9 @@ SIZE ?= smoke
 OUT ?= runs
 ARGS ?=
 
+# Empty is as good as unset: modules are compiled once, and not by each of the processes that tests and recipes start.
+export PYTHONDONTWRITEBYTECODE =
+
 ifeq ($(VENV),none)
 PY := PYTHONPATH="$(CURDIR)$${PYTHONPATH:+:$$PYTHONPATH}" "$(PYTHON)"
 STAMP :=
@@ -64,7 +67,7 @@ lab: $(STAMP)
 
 # What only the site needs is installed at its first use.
 site: $(STAMP)
-	@$(PY) -c 'import furo, myst_nb' 2>/dev/null || $(PY) -m pip --disable-pip-version-check install -q -c constraints.txt -e '.[site]'
+	@$(PY) -c 'import furo, myst_nb' 2>/dev/null || $(PY) tests/install.py -c constraints.txt -e '.[site]'
 	@$(PY) docs/build.py $(ARGS)
 
 # A machine that was promised a GPU must not pass by skipping: nvidia-smi first, and TQCOOK_REQUIRE_GPU for the tests.
@@ -108,12 +111,12 @@ $(STAMP): settings.ini constraints.txt
 	  echo "$(PYTHON) cannot make virtual environments. On Debian and Ubuntu: sudo apt install python3-venv (or python3.X-venv for that very version)" >&2; exit 1; }
 	@[ -x "$(VENV)/bin/python" ] || "$(PYTHON)" -m venv "$(VENV)"
 	@torch=`sed -n 's/^torch==//p' constraints.txt`; \
-	install() { $(PY) -m pip --disable-pip-version-check install -q --progress-bar off "$$@"; }; \
+	install() { $(PY) tests/install.py "$$@"; }; \
 	if nvidia-smi >/dev/null 2>&1; then \
 	  echo "First use: installing into $(VENV), about 7 GB with PyTorch for CUDA; 3 to 10 minutes on a fast line."; \
 	  install "torch==$$torch"; \
 	else \
-	  echo "First use: installing into $(VENV), about 2 GB (7 GB where no CPU build of PyTorch is to be had); 1 to 5 minutes on a fast line."; \
+	  echo "First use: installing into $(VENV), about 2 GB (7 GB where no CPU build of PyTorch is to be had); a minute or two on a fast line."; \
 	  install "torch==$$torch+cpu" 2>/dev/null || { echo "This package index has no CPU build of PyTorch; taking the general one."; install "torch==$$torch"; }; \
 	fi && install -c constraints.txt -e '.[dev]' && $(PY) -m pip check >/dev/null && touch "$@"
 	@if [ -d .git ]; then $(HOOKS); fi

@@ -15,6 +15,8 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
+import install
+
 REPO = Path(__file__).resolve().parent.parent
 MODULES = sorted(p.stem for p in (REPO/'tqcook').glob('[!_]*.py'))
 HEAVY = 'torch transformers modelopt tensorrt_llm tensorrt_rtx onnx datasets pandas triton ray'.split()
@@ -246,6 +248,36 @@ def test_make_installs_once_and_says_how_to_go_on(tmp_path):
     assert '-c constraints.txt' in p.stdout and f'. {tmp_path}/venv/bin/activate' in p.stdout
     assert f'"{tmp_path}/venv/bin/nbdev_merge" %O %A %B %P' in p.stdout
     assert 'merge=nbdev-merge' in (REPO/'.gitattributes').read_text()
+
+
+LISTED = """:env:.find-links='/wheels'
+:env:.timeout='180'
+global.extra-index-url='https://one.example/simple\\nhttps://two.example/simple'
+global.find-links='/older'
+global.index-url='https://index.example/simple'
+install.constraint=''
+"""
+TOLD = dict(UV_FIND_LINKS='/wheels', UV_DEFAULT_INDEX='https://index.example/simple',
+            UV_INDEX='https://one.example/simple https://two.example/simple')
+
+
+@pytest.mark.parametrize('listed, told', [('', {}), (LISTED, TOLD), (LISTED + "global.no-index='true'\n", None)])
+def test_uv_is_told_what_pip_knows(listed, told):
+    "The environment before the file; where pip knows more than can be told, uv is not asked."
+    assert install.translated(listed) == told
+
+
+@pytest.mark.parametrize('listed, uv, ends', [('', 0, 'uv'), ('', 2, 'pip'), ("global.no-index='true'", 0, 'pip')])
+def test_what_uv_does_not_manage_pip_does(monkeypatch, listed, uv, ends):
+    "Its exit code is the one that counts."
+    done = []
+    def finished(command, **kw):
+        done.append(command)
+        code = uv if 'uv' in command[:3] else 1 if command[-1] == 'this' else 0
+        return subprocess.CompletedProcess(command, code, stdout=listed)
+    monkeypatch.setattr(install.subprocess, 'run', finished)
+    assert install.main(['this']) == (ends == 'pip')
+    assert done[-1][2] == ends and done[-1][-1] == 'this' and 'install' in done[-1]
 
 
 def test_clean_keeps_runs():
