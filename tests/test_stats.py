@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 
+from simulated import simulate
 from tqcook import stats
 from tqcook.core import CookError
 from tqcook.stats import Blocks
@@ -19,7 +20,7 @@ def blocks_of(a):
 def coverage(windows, interval, truth, seed=11, **sim):
     rng, hits = np.random.default_rng(seed), 0
     for _ in range(CORPORA):
-        a = stats.simulate(windows, rng=rng, **sim)
+        a = simulate(windows, rng=rng, **sim)
         i = interval(a.ravel(), blocks_of(a))
         hits += i.lo <= truth <= i.hi
     return hits / CORPORA
@@ -233,7 +234,7 @@ def test_stated_power_of_2000_comparisons(windows):
     "The same with windows of tokens, through the intervals of `mean`."
     rng, hits = np.random.default_rng(6), 0
     for _ in range(2000):
-        pilot, again = (stats.simulate(windows, 64, rng=rng) for _ in range(2))
+        pilot, again = (simulate(windows, 64, rng=rng) for _ in range(2))
         change = stats.min_detectable(stats.mean(pilot.ravel(), blocks_of(pilot)).se, windows)
         hits += stats.mean(again.ravel() + change, blocks_of(again)).lo > 0
     assert hits / 2000 == pytest.approx(0.8, abs=0.03)

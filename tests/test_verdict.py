@@ -4,6 +4,7 @@ import math
 import numpy as np
 import pytest
 
+from simulated import simulate
 from tqcook import stats
 from tqcook.stats import Blocks, Interval
 from tqcook.verdict import Check, judge, looks
@@ -130,7 +131,7 @@ def test_looks_at_a_heavy_tail_err_no_more_than_one_interval_of_95_does(tail):
     def rates(steps):
         out = []
         for k in range(2000):
-            x = stats.simulate(48, 1, 0, 0, tail, np.random.default_rng(k))[:, 0] / math.exp(tail**2 / 2)
+            x = simulate(48, 1, 0, 0, tail, np.random.default_rng(k))[:, 0] / math.exp(tail**2 / 2)
             for end, level in steps:
                 i = stats.mean(x[:end], Blocks(np.arange(end)), level, skewed=True)
                 found = judge([Check('x', i, 1.)], i.n).verdict

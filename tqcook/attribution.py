@@ -14,7 +14,7 @@ from fnmatch import fnmatch
 from . import stats
 from .checkpoint import FUSED
 from .compare import check_pair, error_bars
-from .core import CookError, Markdown, Result, md_table
+from .core import CookError, Markdown, Result, axes, md_table
 from .paired import kl_divergence
 from .perplexity import Columns, HFLogits, as_logits, batch_sizes, evenly, feed
 from .schemes import get
@@ -58,11 +58,8 @@ def unquantized(loaded,   # a fake-quantized `models.Loaded`
                 modules,  # patterns of module names whose quantizers are off within the block
                ):
     "Within this block some modules of a fake-quantized model compute in its own dtype."
-    switches, on = [], []
-    for module, q in quantizers(loaded.model).values():
-        switches.append(q)
-        if not named(module, modules):
-            on.append(q)
+    found = quantizers(loaded.model).values()
+    switches, on = [q for _, q in found], [q for module, q in found if not named(module, modules)]
     with _switched(switches, on):
         yield len(switches) - len(on)
 
@@ -186,10 +183,8 @@ class Attribution(Result):
 
     def plot(self, ax=None):
         "One bar for each group, with its interval."
-        import matplotlib.pyplot as plt
         n, est = len(self.groups), list(self.groups.values())
-        if ax is None:
-            _, ax = plt.subplots(figsize=(max(4., min(.35 * n + 1.5, 9)), 2.8), dpi=80, layout='constrained')
+        ax = ax or axes(max(4., min(.35 * n + 1.5, 9)))
         ax.bar(range(n), [i.value for i in est], yerr=error_bars(est), capsize=2, color='C0', error_kw=dict(lw=.8))
         ax.set(xticks=range(n), ylabel='mean KLD, nats',
                title=f'Cost of each {self.by}, quantized alone\n(sum / whole = {self.additivity:.2f})')
@@ -197,7 +192,6 @@ class Attribution(Result):
         ax.set_xticklabels([k.removeprefix('layer ') for k in self.groups], fontsize=7, **turned)
         if self.by == 'layer':
             ax.set_xlabel('decoder layer')
-        ax.spines[['top', 'right']].set_visible(False)
         return ax
 
 # %% ../nbs/24_attribution.ipynb #70d3f1e0

@@ -9,7 +9,7 @@ __all__ = ['token_divergence', 'text_facts', 'QuantizerStat', 'CalibrationReport
 import math
 from dataclasses import dataclass, field
 
-from .core import fmt_seconds, md_table
+from .core import axes, fmt_seconds, md_table
 from .data import overlap
 from .ranges import RangeRecorder, bin_edges, dead_zone, settled
 
@@ -171,7 +171,7 @@ class CalibrationReport:
 
     def plot(self):
         "Activation ranges by layer; an open circle is what the target text reaches."
-        fig, ax = _axes(2.8, yscale='log', xlabel='layer', ylabel='amax of the input',
+        ax = _axes(2.8, yscale='log', xlabel='layer', ylabel='amax of the input',
                         title=f'{self.scheme}: what calibration set')
         for g in _by_kind(self.inputs()):
             g = [s for s in g if s.amax]
@@ -182,18 +182,18 @@ class CalibrationReport:
         if self.measured_on == 'target text':
             ax.plot([], [], 'o', ms=5, mfc='none', color='gray', lw=0, label='target text')
         ax.legend(loc='upper left', bbox_to_anchor=(1, 1), frameon=False)
-        return fig
+        return ax.figure
 
     def plot_settling(self):
         "How the ranges grow with the number of samples."
-        fig, ax = _axes(2.4, xscale='log', xlabel='samples', ylabel='amax / final amax', title='Was it enough?')
+        ax = _axes(2.4, xscale='log', xlabel='samples', ylabel='amax / final amax', title='Was it enough?')
         n = range(1, self.curve.shape[1] + 1)
         ax.fill_between(n, self.curve.min(0), 1, alpha=.2, lw=0)
         ax.plot(n, self.curve.mean(0), label='mean of all places')
         ax.plot(n, self.curve.min(0), lw=1, label='slowest place')
         ax.axhline(.95, color='gray', lw=.8, ls=':')
         ax.legend()
-        return fig
+        return ax.figure
 
     def plot_values(self, module):
         "How the values of one place lie in the range: too large is clipped, too small is lost."
@@ -202,20 +202,19 @@ class CalibrationReport:
         h, e = self.hists[s.shared or module], bin_edges()
         on = h[1:].nonzero()[0] + 1
         h, e = h[on[0]:on[-1] + 1] / h.sum(), e[on[0]:on[-1] + 2]
-        fig, ax = _axes(2.4, xscale='log', xlabel=f'|input of {module}|', ylabel='share of values per octave',
+        ax = _axes(2.4, xscale='log', xlabel=f'|input of {module}|', ylabel='share of values per octave',
                         title=f'{s.dtype}, amax {s.amax:.3g}: how the values lie in the range')
         ax.stairs(h / np.diff(np.log2(e)), e, fill=True, alpha=.5) # sixteen bins share an octave, but not equally
         ax.axvline(s.amax, color='crimson', lw=1, label='amax')
         ax.axvline(s.amax * dead_zone(s.dtype), color='gray', lw=1, label='becomes zero below')
         ax.legend()
-        return fig
+        return ax.figure
 
 # %% ../nbs/31_calibration.ipynb #5880a938
 def _axes(height, **kw):
-    import matplotlib.pyplot as plt
-    fig, ax = plt.subplots(figsize=(6, height), dpi=80, layout='tight')
+    ax = axes(6, height)
     ax.set(**kw)
-    return fig, ax
+    return ax
 
 # %% ../nbs/31_calibration.ipynb #aa1202ea
 def _row(g):
@@ -298,7 +297,6 @@ def examine_target(
     report: CalibrationReport,
     rec: RangeRecorder, # with the ranges, after the target text
     names: dict, # recorder's name -> module
-    floor: float = 1e-3, # share of clipped values above which to warn
 ):
     "Fill in what the target text does to the ranges, and warn."
     by = {s.module: s for s in report.inputs()}
@@ -307,16 +305,16 @@ def examine_target(
         s = by[names[n]]
         s.saturation, gone, s.drift = rec.shares(n)
         s.underflow = None if s.dtype == 'e2m1' else gone
-    report.warnings += _target_warnings(report, floor)
+    report.warnings += _target_warnings(report)
     return report
 
 # %% ../nbs/31_calibration.ipynb #82f055a5
-def _target_warnings(r, floor):
+def _target_warnings(r):
     def over(what, limit, only=None): # the worst of those beyond the limit, and a note on the others
         bad = [s for s in r.inputs() if (getattr(s, what) or 0) > limit and s.dtype == (only or s.dtype)]
         bad.sort(key=lambda s: -getattr(s, what))
         return bad[:1], f' (beyond {limit:g} in {len(bad)} layers)' if len(bad) > 1 else ''
-    (bad, more), remedy = over('saturation', floor), 'calibrate on text like the target'
+    (bad, more), remedy = over('saturation', 1e-3), 'calibrate on text like the target'
     for s in bad:
         yield (f'{s.saturation:.2%} of the values entering {s.module} are clipped on the target text{more}; '
                f'{remedy}, or with more samples')

@@ -16,7 +16,7 @@ from functools import cached_property
 import numpy as np
 
 from . import parameters, stats
-from .core import CookError, Markdown, esc, fmt_seconds, md_table, plain
+from .core import CookError, Markdown, axes, esc, fmt_seconds, md_table, plain
 from .data import overlap
 from .paired import STATISTICS, Paired, score_two
 from .perplexity import UNKNOWN, Columns, as_logits, batch_sizes, check_corpus, conditions, feed, is_loader
@@ -311,9 +311,7 @@ class Comparison(Paired):
 
     def plot(self, ax=None):
         "KL divergence against the base model's confidence, with block intervals and the noise floor."
-        import matplotlib.pyplot as plt
-        if ax is None:
-            _, ax = plt.subplots(figsize=(5.6, 3.2), dpi=80, layout='constrained')
+        ax = ax or axes(5.6, 3.2)
         edges = np.unique(np.quantile(self['confidence'], np.linspace(0, 1, 13)))
         key = np.searchsorted(edges[1:-1], self['confidence'], side='right')
         groups = [key == k for k in np.unique(key)]
@@ -329,14 +327,11 @@ class Comparison(Paired):
         ax.set(xlabel="base model's probability of its own top token", ylabel='mean KLD, nats',
                title='Where the two models differ')
         ax.legend(frameon=False, fontsize=8)
-        ax.spines[['top', 'right']].set_visible(False)
         return ax
 
-    def plot_pairing(self, ax=None):
+    def plot_pairing(self):
         "The interval of the perplexity ratio, unpaired beside paired."
-        import matplotlib.pyplot as plt
-        if ax is None:
-            _, ax = plt.subplots(figsize=(5.6, 2.2), dpi=80, layout='constrained')
+        ax = axes(5.6, 2.2)
         rows = {'paired, tokens\nas independent': self.iid['ppl_ratio'], 'paired, blocks': self.stats['ppl_ratio'],
                 'unpaired, blocks': self.unpaired_ratio}
         for y, (name, i) in enumerate(rows.items()):
@@ -348,7 +343,6 @@ class Comparison(Paired):
         ax.axvline(0, color='k', lw=.6)
         ax.set(yticks=range(len(rows)), yticklabels=list(rows), ylim=(-.5, 2.7), xlabel='change of perplexity, %',
                title=f'{self.sharpness:.0f} times sharper when paired')
-        ax.spines[['top', 'right']].set_visible(False)
         return ax
 
 # %% ../nbs/23_compare.ipynb #cdbcd060
@@ -435,7 +429,6 @@ def compare(base,                   # `models.Loaded`, a logits object, a functi
 def record(base,                 # `models.Loaded`
            corpus,               # `data.Corpus`
            noise_floor='none',   # one of `reference.NOISES`
-           seed=0,               # of the noise floor
            progress=True,        # text bar on stderr
           ):
     "Run the base model once over a corpus: give `compare` the result as its base, for one model after another."
@@ -444,4 +437,4 @@ def record(base,                 # `models.Loaded`
     if getattr(a, 'whole', True):
         return base  # its logits are not made of hidden states and a head: it runs beside each of them
     size, chunk = batch_sizes(a, corpus)
-    return Recorded(Live(a, corpus, chunk, noise_floor, seed), corpus, size, progress=progress)
+    return Recorded(Live(a, corpus, chunk, noise_floor), corpus, size, progress=progress)

@@ -21,7 +21,6 @@ from tqcook.checkpoint import (
     BadCheckpoint,
     Checkpoint,
     as_dict,
-    as_list,
     compressed_group,
     json_object,
     weight_of,
@@ -101,7 +100,10 @@ def _check_file(c, target, inline):
     raw, at = json_object(Path(c.path) / c.source, 'quant-config-json'), dict(file=c.source)
     if 'quantization' not in raw and target.before(1, 4):
         yield finding(
-            'quant-config-form', 'a flat file', level=None if target.before(1, 3) else 'warning', **at
+            'quant-config-form',
+            'a flat file',
+            level=None if target.before(1, 3) else 'warning',
+            **at,
         )
     other = schemes.canonical_algo(inline.get('quant_algo'))
     if other and other != c.algo:
@@ -130,7 +132,12 @@ def _check_algo(c, target):
     if kv not in (*schemes.KV_ALGOS, None) and (target.before(1, 4) or kv not in ('none', 'null', '')):
         yield finding('kv-algo-unknown', f'kv_cache_quant_algo {kv!r}', **at)
     if want and g not in (None, 0, want) or algo in ('NVFP4', 'NVFP4_AWQ') and not g:
-        yield finding('group-size', f'group_size {g}', expected=str(want), **at)
+        yield finding(
+            'group-size',
+            f'group_size {g}',
+            expected=str(want),
+            **at,
+        )
     if algo == 'MIXED_PRECISION' and not q.get('quantized_layers'):
         yield finding('quantized-layers', 'MIXED_PRECISION without quantized_layers', **at)
     if algo == 'MIXED_PRECISION' and 'kv_cache_quant_algo' not in q and target.before(1, 3):
@@ -163,16 +170,16 @@ def _check_compressed(c, target):
         return
     (bits, kind, weights, acts), _ = compressed_group(c.quant)
     at, how = dict(file='config.json'), f'{bits}-bit {kind} weights by {weights}, activations by {acts}'
-    groups = as_dict(c.quant.get('config_groups'))
-    if (bits, weights, acts) == (8, 'channel', 'token') and kind == 'int':
+    groups, older = as_dict(c.quant.get('config_groups')), target.before(1, 4)
+    read = older or weights != 'tensor_group'
+    key = bits, weights, acts
+    if key == (8, 'channel', 'token') and kind == 'int':
         yield finding('ct-int8-as-fp8', how, **at)
-    elif (bits, weights, acts) not in ((8, 'channel', 'token'), (8, 'block', 'group')) and (
-        target.before(1, 4) or weights != 'tensor_group'
-    ):
+    elif read and key not in ((8, 'channel', 'token'), (8, 'block', 'group')):
         yield finding('ct-strategy', how, **at)
-    if target.before(1, 4) and (len(groups) > 1 or 'group_0' not in groups):
+    if older and (len(groups) > 1 or 'group_0' not in groups):
         yield finding('ct-groups', f"groups {', '.join(map(str, groups))}", **at)
-    if target.before(1, 4) and any(str(p).startswith('re:') for p in as_list(c.quant.get('ignore'))):
+    if older and any(p.startswith('re:') for p in c.exclude):
         yield finding('exclude-regex', 'ignore holds a regular expression', **at)
 
 # %% ../nbs/43_contract.ipynb #fab9d4a6
@@ -185,9 +192,8 @@ def _check_config(c, target):
     if cfg.get('auto_map'):
         yield finding('remote-code', 'the model brings its own code (auto_map)', **at)
     for k, x in rope_settings(cfg).items():
-        if (
-            cfg.get(k, {'rope_theta': 10000, 'partial_rotary_factor': 1.0}.get(k)) != x
-        ):  # what a missing one becomes
+        missing = dict(rope_theta=10000, partial_rotary_factor=1.0)  # what a missing one becomes
+        if cfg.get(k, missing.get(k)) != x:
             here = json.dumps(cfg[k]) if k in cfg else 'absent'
             yield finding(
                 'rope-spelling',
@@ -393,11 +399,8 @@ def check(
         target = _resolve(c, target)
         c.ancestors = not target.before(1, 4)
         items = [*map(as_finding, c.problems), *_checks(c, target, deep)]
-        about = dict(
-            scheme=c.scheme,
-            algo=c.algo,
-            kv=c.kv,
-            layout=c.layout,
+        about = {k: getattr(c, k) for k in ('scheme', 'algo', 'kv', 'layout')}
+        about |= dict(
             tensors=len(c.tensors),
             bytes=c.nbytes,
             engines=engines(c, target),
@@ -408,12 +411,9 @@ def check(
         items += verify(path, device or 'none').items
         if about['algo'] and not (Path(path) / EVALUATION).exists():
             items.append(finding('not-evaluated', 'not evaluated'))
+    about |= {k: getattr(target, k) for k in ('trtllm', 'engine', 'backend', 'sm')}
     about |= dict(
-        trtllm=target.trtllm,
-        engine=target.engine,
-        backend=target.backend,
         deep=bool(deep),
-        sm=target.sm,
         device=device.name if target.sm else None,
         seconds=round(time.perf_counter() - start, 3),
     )

@@ -262,20 +262,21 @@ def corpus(
         docs_of = [doc for _, _, doc, _ in cut]
         cut = [cut[i] for i in _spread(docs_of, max_windows)]
     windows, scored, doc, nbytes = zip(*cut)
-    return Corpus(list(windows), list(scored), np.asarray(doc), source, _text_sha(docs), tokenizer_sha(tokenizer),
-                  context, stride, policy, bos, sum(nbytes), len(docs), available,
-                  any(not isinstance(d, str) for d in docs), _notes(docs, tokenizer, policy, bos))
+    chats = [d for d in docs if not isinstance(d, str)]
+    return Corpus(
+        list(windows), list(scored), np.asarray(doc), source, _text_sha(docs), tokenizer_sha(tokenizer), context,
+        stride, policy, bos, sum(nbytes), len(docs), available, bool(chats), _notes(chats, tokenizer, policy))
 
 # %% ../nbs/13_data.ipynb #72a5d79a
 def _text_sha(docs):
-    return sha256('\0'.join(d if isinstance(d, str) else json.dumps(d, sort_keys=True) for d in docs))
+    texts = (d if isinstance(d, str) else json.dumps(d, sort_keys=True) for d in docs)
+    return sha256('\0'.join(texts))
 
 # %% ../nbs/13_data.ipynb #fb67fd37
-def _notes(docs, tokenizer, policy, bos):
+def _notes(chats, tokenizer, policy):
     "What a reader should know: tools that a template drops, a BOS that lm-eval would feed twice."
-    tools = any(not isinstance(d, str) and 'tools' in d for d in docs)
     out = []
-    if tools and 'tools' not in str(tokenizer.chat_template):
+    if any('tools' in c for c in chats) and 'tools' not in str(tokenizer.chat_template):
         out.append('Some conversations have tools, and the chat template of this tokenizer leaves them out.')
     if policy == 'lm_eval' and bos_rule(tokenizer) == 'doc':
         out.append('lm-eval feeds BOS twice with this tokenizer unless add_bos_token=False; here it stands once.')
@@ -296,11 +297,10 @@ def calibration(
     rng = random.Random(seed)
     order = list(range(len(docs)))
     rng.shuffle(order)
-    take, characters = [], 0
-    for i in order:  # twice the characters that 8 a token would need: enough to draw from, not megabytes to tokenize
-        if characters < samples * length * 16:
-            take.append(docs[i])
-            characters += count_characters(docs[i])
+    sizes = [count_characters(docs[i]) for i in order]
+    before = np.cumsum(sizes) - sizes
+    # twice the characters that 8 a token would need: enough to draw from, not megabytes to tokenize
+    take = [docs[i] for i, n in zip(order, before) if n < samples * length * 16]
     c = corpus(source, tokenizer, length, documents=take, bos=bos)
     return c.take(sorted(rng.sample(range(len(c)), samples))) if len(c) > samples else c
 
@@ -329,23 +329,20 @@ def halves(
         full[emptier] += count_characters(d) / shares[emptier]
     if not sides[1]:
         raise CookError(f'{source} holds one conversation, which has no two halves; give more text')
-    first, second = (
+    return tuple(
         corpus(f'{source}, {which} half', tokenizer, context, max_windows=n, bos=bos, documents=side)
         for which, n, side in zip(('first', 'second'), max_windows, sides)
     )
-    return first, second
 
 # %% ../nbs/13_data.ipynb #5453b97a
-def _runs(c, n):
+def _runs(c, n=13):
     "A hash of every run of n tokens within a window."
     out = [np.zeros(0, np.uint64)]
     for w in c.windows:
-        if len(w) < n:
-            continue
-        v = np.lib.stride_tricks.sliding_window_view(w.astype(np.uint64), n)
-        h = np.zeros(len(v), np.uint64)
+        h = np.zeros(max(len(w) - n + 1, 0), np.uint64)
         for j in range(n):  # wraps around: a hash
-            h = h * np.uint64(6364136223846793005) + v[:, j] + np.uint64(1442695040888963407)
+            token = w[j:j + len(h)].astype(np.uint64)
+            h = h * np.uint64(6364136223846793005) + token + np.uint64(1442695040888963407)
         out.append(h)
     return np.concatenate(out)
 
@@ -353,8 +350,7 @@ def _runs(c, n):
 def overlap(
     seen: Corpus, # text that was used
     test: Corpus, # text that judges
-    n: int = 13, # length of a run, in tokens
 ) -> float: # share of `test`'s runs that occur in `seen`, 0 to 1
     "How much of one corpus also stands in another."
-    a, b = np.unique(_runs(seen, n)), _runs(test, n)
+    a, b = _runs(seen), _runs(test)
     return float(np.isin(b, a).mean()) if len(b) else 0.

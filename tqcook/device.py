@@ -11,7 +11,7 @@ import os
 import platform
 import shutil
 import subprocess
-import time
+import timeit
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -128,7 +128,9 @@ def nvidia_smi() -> list: # one dict a GPU (name, memory_bytes, driver, sm, stat
                            capture_output=True, text=True)
     except (OSError, subprocess.TimeoutExpired):
         return []
-    rows = [[c.strip() for c in line.split(',')] for line in r.stdout.splitlines()] if r.returncode == 0 else []
+    if r.returncode:
+        return []
+    rows = [[c.strip() for c in line.split(',')] for line in r.stdout.splitlines()]
     num = lambda s: int(float(s)) if s.replace('.', '').isdigit() else 0
     return [dict(name=n, memory_bytes=num(m) * 2**20, driver=d, sm=num(sm.replace('.', '')) or None,
                  state=f'{mhz} MHz, {celsius} °C')
@@ -137,12 +139,10 @@ def nvidia_smi() -> list: # one dict a GPU (name, memory_bytes, driver, sm, stat
 # %% ../nbs/02_device.ipynb #408c5eb2
 def _cpu() -> Device:
     "This machine's processor; no peak rates, because nothing trustworthy states them."
-    name = platform.processor() or platform.machine()
     info = Path('/proc/cpuinfo')
-    for line in info.read_text().splitlines() if info.exists() else []:
-        if line.startswith('model name'):
-            name = line.split(':', 1)[1].strip()
-            break
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = (line.partition(':')[2].strip() for line in lines if line.startswith('model name'))
+    name = next(names, platform.processor() or platform.machine())
     mem = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') if hasattr(os, 'sysconf') else 0
     cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
     return Device(f'{name}, {cores} cores', 'cpu', memory_bytes=mem, here=True)
@@ -196,13 +196,9 @@ def detect(
 def emulates_bf16() -> bool:
     "Whether this CPU takes over three times as long for a BF16 product as for a float32 one; measured in 0.1 s."
     import torch
-    best = {}
-    for dtype in torch.bfloat16, torch.float32:
-        x, w = torch.ones(64, 512, dtype=dtype), torch.ones(512, 512, dtype=dtype)
-        took = []
-        for _ in range(5):
-            begun = time.perf_counter()
-            torch.nn.functional.linear(x, w)
-            took.append(time.perf_counter() - begun)
-        best[dtype] = min(took)
-    return best[torch.bfloat16] > 3 * best[torch.float32]
+    def seconds(dtype):
+        x = torch.ones(64, 512, dtype=dtype)
+        w = torch.ones(512, 512, dtype=dtype)
+        product = lambda: torch.nn.functional.linear(x, w)
+        return min(timeit.repeat(product, repeat=5, number=1))
+    return seconds(torch.bfloat16) > 3 * seconds(torch.float32)

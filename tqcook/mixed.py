@@ -87,7 +87,7 @@ def _moved(quant, labels):
             h.remove()
 
 # %% ../nbs/36_mixed.ipynb #d3
-def _slopes(quant, batch, labels, source, draws):
+def _slopes(quant, batch, labels, source, draws=4): # passes backwards
     "For each product, how far its quantization moves drawn log-likelihoods by each position: [draws, positions]."
     import torch
     out = {}
@@ -106,7 +106,6 @@ def second_order(
     quantized: Quantized,
     corpus,
     max_windows: int = 4, # of the text
-    draws: int = 4, # passes backwards
 ) -> Attribution:
     "What each product costs alone, estimated for all of them by one pass forwards and a few backwards."
     import torch
@@ -118,7 +117,7 @@ def second_order(
     check_corpus(model, part)
     source = torch.Generator(model.device).manual_seed(0)
     def run(batch):
-        rows.append(_slopes(quant, batch, labels, source, draws))
+        rows.append(_slopes(quant, batch, labels, source))
         window.extend(np.repeat(batch.index, batch.ids.shape[1]))
     feed(part, max(1, 1024 // len(part.windows[0])), run, progress=False)
     blocks = Blocks(window, part.doc[window])

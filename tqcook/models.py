@@ -253,10 +253,10 @@ def _check_complete(told: dict,  # what from_pretrained says of keys
                     c,           # the directory, or None for a GGUF file
                     model, src):
     "Raise `CookError` where files and config do not describe the same model."
-    for name, stored, wanted in told.get('mismatched_keys') or ():
+    for name, stored, wanted in told['mismatched_keys']:
         raise CookError(f'{src}: {name} has the shape {list(stored)}, but config.json asks for {list(wanted)}; '
                         'they do not belong together')
-    lack = sorted(told.get('missing_keys') or ())
+    lack = sorted(told['missing_keys'])
     if lack:
         raise CookError(f'{src} lacks {len(lack)} weight{"s" * (len(lack) > 1)} that config.json asks for, '
                         f'the first is {lack[0]}; copy or download it again')
@@ -265,7 +265,7 @@ def _check_complete(told: dict,  # what from_pretrained says of keys
     if c and tied and {head, embedding} <= c.tensors.keys() and not c.same(head, embedding):
         raise CookError(f'{src}: config.json ties the head to {embedding}, and the file holds another {head}; '
                         'set tie_word_embeddings to false there, or take the tensor out')
-    extra = sorted(k for k in told.get('unexpected_keys') or () if not (tied and k == head))
+    extra = sorted(k for k in told['unexpected_keys'] if not (tied and k == head))
     if extra:
         raise CookError(f'{src} holds {len(extra)} tensor{"s" * (len(extra) > 1)} that config.json has no place for, '
                         f'the first is {extra[0]}; config and weights do not belong together')
@@ -329,9 +329,9 @@ def gguf_types(path: Path) -> list:  # names of quantizations, the one with most
     size = {}
     for t in tensors:
         size[t.tensor_type] = size.get(t.tensor_type, 0) + int(t.n_bytes)
-    for kind in size:
+    for kind, t in {t.tensor_type: t for t in tensors}.items():
         try:
-            gguf.dequantize(tensors[[t.tensor_type for t in tensors].index(kind)].data[:1], kind)
+            gguf.dequantize(t.data[:1], kind)
         except NotImplementedError:
             raise CookError(f'{path.name} holds weights in {kind.name}, which cannot be dequantized here; '
                             'give another quantization, or the original Hugging Face directory') from None

@@ -9,11 +9,12 @@ __all__ = ['STATISTICS', 'CONFIDENCE', 'kl_divergence', 'score_two', 'Statistic'
 import math
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 
 import numpy as np
 
 from . import stats
-from .core import md_table
+from .core import axes, md_table
 from .perplexity import at, finite, log_norm
 from .stats import Blocks, Interval
 
@@ -47,9 +48,9 @@ def _top(z, k):
     return best.gather(1, i // n) * n + i % n
 
 # %% ../nbs/27_paired.ipynb #182580a9
-def score_two(za, zb, y, k=5) -> dict:
+def score_two(za, zb, y) -> dict:
     "Paired statistics: float32 logits [positions, vocabulary] of base and quantized, y the true tokens."
-    ta, tb = _top(za, k), _top(zb, k)
+    ta, tb = _top(za, 5), _top(zb, 5)
     na, nb = log_norm(za), log_norm(zb)
     overlap = (ta[:, :, None] == tb[:, None, :]).any(-1).float().mean(-1)
     return dict(
@@ -84,12 +85,12 @@ def _of(column, interval=stats.mean, **kw):
 # %% ../nbs/27_paired.ipynb #cf210bc0
 def _exp(column):
     "A perplexity, or a ratio of two: exp of the mean over a column."
-    return lambda c: stats.mean(c[column], c.blocks, c.level).map(math.exp)
+    return lambda c: _of(column)(c).map(math.exp)
 
 # %% ../nbs/27_paired.ipynb #7b894dd0
 def _bits(column):
     "Bits a byte from the mean nats a token of a column."
-    return lambda c: stats.mean(c[column], c.blocks, c.level).scale(c.n_tokens / max(c.n_bytes, 1) / math.log(2))
+    return lambda c: _of(column)(c).scale(c.n_tokens / max(c.n_bytes, 1) / math.log(2))
 
 # %% ../nbs/27_paired.ipynb #c762a852
 def _difference(c):
@@ -105,16 +106,16 @@ def _root_mean_square(column):
     return lambda c: stats.mean(c[column]**2, c.blocks, c.level, skewed=True).map(root)
 
 # %% ../nbs/27_paired.ipynb #b00b93da
-def _quantile(column, q):
-    "A function of a pair: a quantile of one of its columns."
-    return lambda c: stats.quantile(c[column], q, c.blocks, c.level)
+def _quantile(q):
+    "An interval of a quantile, for `_of`."
+    return lambda x, *rest: stats.quantile(x, q, *rest)
 
 # %% ../nbs/27_paired.ipynb #7fd24a65
 def _quantiles(name, label, column, at):
     "Statistics of a column's quantiles: `dict(p99=.99)`."
     title = lambda q: label and f'{label}, {100 * q:g} %'
     return [
-        Statistic(f'{name}_{k}', title(q), '.6f', _quantile(column, q))
+        Statistic(f'{name}_{k}', title(q), '.6f', _of(column, _quantile(q)))
         for k, q in at.items()
     ]
 
@@ -161,15 +162,15 @@ STATISTICS = {s.name: s for s in [
 ]}
 
 # %% ../nbs/27_paired.ipynb #d9092109
-def _less(c, a, b):
-    "One column less another, in float64."
-    return c[a].astype(float) - c[b]
+def _less(a, b):
+    "A function of a pair: one column less another, in float64."
+    return lambda c: c[a].astype(float) - c[b]
 
 # %% ../nbs/27_paired.ipynb #a129c03d
 _CHANGES = dict(
-    nll_change=lambda c: _less(c, 'nll_quant', 'nll_base'),
+    nll_change=_less('nll_quant', 'nll_base'),
     p_change=lambda c: np.exp(-c['nll_quant']) - np.exp(-c['nll_base']),
-    correct_change=lambda c: _less(c, 'quant_correct', 'base_correct'),
+    correct_change=_less('quant_correct', 'base_correct'),
 )
 
 # %% ../nbs/27_paired.ipynb #f544f85e
@@ -187,14 +188,9 @@ class Table:
             return '' if None in limits else ' [{:.5f}, {:.5f}]'.format(*limits)
         rows = []
         for r in self.rows:
-            rows.append([
-                r['group'],
-                r['tokens'],
-                f"{r['ppl_ratio']:.5f}{ci(r['ppl_ratio_ci95'])}",
-                f"{r['kld']:.5f}{ci(r['kld_ci95'])}",
-                f"{r['top1']:.2%}",
-                f"{r['share_of_kld']:.2%}",
-            ])
+            values = [f'{r[k]:.5f}' + ci(r[f'{k}_ci95']) for k in ('ppl_ratio', 'kld')]
+            shares = [f'{r[k]:.2%}' for k in ('top1', 'share_of_kld')]
+            rows.append([r['group'], r['tokens'], *values, *shares])
         heads = ['tokens:', 'perplexity ratio [95 %]', 'mean KLD [95 %]', 'top-1 the same:', 'share of all KLD:']
         return md_table(rows, [self.title, *heads])
 
@@ -203,17 +199,14 @@ class Table:
              ax=None,     # axes that hold others
             ):
         "The perplexity ratio of each group with its interval."
-        import matplotlib.pyplot as plt
-        if ax is None:
-            _, ax = plt.subplots(figsize=(5.6, 2.8), dpi=80, layout='constrained')
-        ratio = np.array([r['ppl_ratio'] for r in self.rows])
-        limits = np.array([r['ppl_ratio_ci95'] for r in self.rows], float)
+        ax = ax or axes()
+        column = lambda k: [r[k] for r in self.rows]
+        ratio = column('ppl_ratio')
+        limits = np.array(column('ppl_ratio_ci95'), float)
         bars = np.nan_to_num(np.abs(limits.T - ratio))
-        names = [r['group'] for r in self.rows]
-        ax.errorbar(names, ratio, bars, fmt='o-', ms=4, lw=1, capsize=3, label=label)
+        ax.errorbar(column('group'), ratio, bars, fmt='o-', ms=4, lw=1, capsize=3, label=label)
         ax.axhline(1, color='grey', lw=.6)
         ax.set(xlabel=self.title, ylabel='perplexity ratio')
-        ax.spines[['top', 'right']].set_visible(False)
         return ax
 
 # %% ../nbs/27_paired.ipynb #29d624fc
@@ -260,8 +253,7 @@ class Paired:
     @property
     def judged_stats(self) -> dict:
         "Those statistics that have a limit."
-        judged = [s for s in STATISTICS.values() if s.limit]
-        return {s.name: s.compute(self) for s in judged}
+        return {k: s.compute(self) for k, s in STATISTICS.items() if s.limit}
 
     @cached_property
     def iid(self) -> dict:
@@ -277,18 +269,19 @@ class Paired:
 
     def by_confidence(self) -> Table:
         "By the base model's probability for its own top token."
-        edges = CONFIDENCE
-        key = np.searchsorted(edges[1:-1], self['confidence'], side='right')
-        labels = {i: f'{edges[i]:g}-{edges[i+1]:g}' for i in range(len(edges) - 1)}
-        return split(self, key, labels, "base model's confidence")
+        labels = [f'{low:g}-{high:g}' for low, high in pairwise(CONFIDENCE)]
+        return self._by_edges('confidence', CONFIDENCE, labels, "base model's confidence")
 
     def by_position(self, parts=4) -> Table:
         "By the position in the window, in `parts` equal stretches."
         n = max(int(self.tokens['position'].max()) + 1, parts)
         edges = [round(n * i / parts) for i in range(parts + 1)]
-        key = np.searchsorted(edges[1:-1], self['position'], side='right')
-        labels = {i: f'{edges[i]}-{edges[i+1] - 1}' for i in range(parts)}
-        return split(self, key, labels, 'position in the window')
+        labels = [f'{low}-{high - 1}' for low, high in pairwise(edges)]
+        return self._by_edges('position', edges, labels, 'position in the window')
+
+    def _by_edges(self, column, edges, labels, title):
+        key = np.searchsorted(edges[1:-1], self[column], side='right')
+        return split(self, key, dict(enumerate(labels)), title)
 
     def by_document(self, most=10) -> Table:
         "By document, those with the largest share of the divergence first."
@@ -300,7 +293,7 @@ class Paired:
     @cached_property
     def unpaired_ratio(self) -> Interval:
         "The perplexity ratio as if the two models had read different texts."
-        a, b = (stats.mean(self[k], self.blocks, self.level) for k in ('nll_base', 'nll_quant'))
+        a, b = (_of(k)(self) for k in ('nll_base', 'nll_quant'))
         m = b.value - a.value
         se = math.hypot(a.se, b.se)
         t = stats.t_quantile(.5 + self.level / 2, min(a.worth, b.worth) - 1) if a.known else math.nan
@@ -316,7 +309,7 @@ class Paired:
         return dict(
             lost=lost,
             gained=gained,
-            share=(lost + gained) / max(int(self.ok.sum()), 1),
+            share=(lost + gained) / max(len(base), 1),
             mcnemar_p=stats.mcnemar(lost, gained),
         )
 

@@ -60,20 +60,20 @@ def _bf16_units():
 # %% ../nbs/22_perplexity.ipynb #7f7b3d51
 def _with(module, f):
     "A copy of a module with `f` of its parameters."
+    import torch
     out = copy.copy(module)
-    out._parameters = {k: f(p) for k, p in module._parameters.items()}
+    out._parameters = {k: p if p is None else torch.nn.Parameter(f(p.detach()), requires_grad=False)
+                       for k, p in module._parameters.items()}
     return out
 
 # %% ../nbs/22_perplexity.ipynb #dea00d36
 def _at_hand(head):
     "An output head whose weights are here: every chunk of logits needs them, wherever accelerate keeps the model's."
-    import torch
     if head is None or not any(p.is_meta for p in head.parameters()):
         return head
     from accelerate.utils import align_module_device
-    own = lambda p: None if p is None else torch.nn.Parameter(p.detach().clone(), requires_grad=False)
     with align_module_device(head):
-        return _with(head, own)
+        return _with(head, lambda p: p.clone())
 
 # %% ../nbs/22_perplexity.ipynb #92da3111
 _seen = weakref.WeakKeyDictionary()  # model -> its rule, as the probe found it
@@ -156,13 +156,11 @@ class HFLogits:
 
     def keep_head(self):  # the model, for the caller to drop or to move elsewhere
         "Let go of the model; `head` works on with parameters of its own."
-        import torch
         if self.whole:
             raise CookError(f"{self.name}'s logits cannot be split into hidden states and head, so the two models "
                             'must fit in memory together')
-        own = lambda p: None if p is None else torch.nn.Parameter(p.detach(), requires_grad=False)
         model, self.model = self.model, None
-        self.lm_head = _with(self.lm_head, own)
+        self.lm_head = _with(self.lm_head, lambda p: p)
         return model
 
 # %% ../nbs/22_perplexity.ipynb #e71eb5d6
@@ -189,8 +187,8 @@ def check_corpus(source, corpus, role='scored'):
     if corpus.tokenizer and source.tokenizer_sha and corpus.tokenizer != source.tokenizer_sha:
         raise CookError(f'the windows were cut with another tokenizer than that of the {role} model {source.name}: '
                         'build the corpus with its tokenizer')
-    low = min(int(w.min()) for w in corpus.windows)
-    high = max(int(w.max()) for w in corpus.windows)
+    tokens = np.concatenate(corpus.windows)
+    low, high = int(tokens.min()), int(tokens.max())
     if low < 0 or high >= source.vocab_size:
         raise CookError(f'the text holds the token {high if low >= 0 else low}, and the {role} model {source.name} '
                         f'embeds only {source.vocab_size} tokens: tokenizer and model do not belong together')

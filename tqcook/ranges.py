@@ -76,9 +76,11 @@ class RangeRecorder:
         followers: dict|None = None,
         ranges: dict|None = None, # name -> `Range` whose clipping is counted
     ):
-        self.modules, self.n, self.followers, self.ranges = modules, n_samples, followers or {}, ranges or {}
+        self.modules, self.n = modules, n_samples
+        self.followers, self.ranges = followers or {}, ranges or {}
         self.channels, self.histogram = channels, histogram
-        self.table, self.channel, self.owner, self.dtype = {}, {}, {}, {}
+        self.table, self.channel = {}, {}
+        self.owner, self.dtype = {}, {}
         self.hist, self.rows, self.counts = {}, Counter(), {}
         self.run = {} # seconds, batch_size at the end, halved: how often, order: sample at each place
         self.begin(slice(0, 0))
@@ -208,7 +210,6 @@ def run_windows(
     recorder: RangeRecorder|None = None, # is told which sample is where
     batch_size: int = 0, # windows in a batch; 0: chosen by memory
     progress: bool = True, # show a bar
-    desc: str = 'calibrating',
     pad: bool = True, # False: only windows of one length share a batch
 ) -> dict: # see `RangeRecorder.run`
     "Run windows through the decoder's body, largest batches that fit."
@@ -216,7 +217,7 @@ def run_windows(
     from tqdm import tqdm
     order = sorted(range(len(windows)), key=lambda i: -len(windows[i])) # stable: equal lengths stay in their order
     device, start = input_device(model), time.perf_counter()
-    bar = tqdm(total=len(windows), desc=desc, unit='window', disable=not progress, leave=False)
+    bar = tqdm(total=len(windows), desc='calibrating', unit='window', disable=not progress, leave=False)
     def run(batch, done):
         ids, mask = _padded([windows[i] for i in batch])
         if recorder:
@@ -278,13 +279,10 @@ def _least_error(h, top, dtype):
 # %% ../nbs/30_ranges.ipynb #9a9c370c
 def settled(
     values, # largest magnitude of each sample, [places, samples]
-    tol: float = .05, # relative
-    shuffles: int = 16, # random orders to average over
-    seed: int = 0,
 ): # int array [places]: samples needed; and the curve [places, samples]: max so far / final max
-    "After how many samples the range is within `tol` of its final value."
+    "After how many samples the range is within 5 % of its final value, on average over random orders."
     import numpy as np
-    v, rng = np.asarray(values, float), np.random.default_rng(seed)
+    v, rng = np.asarray(values, float), np.random.default_rng(0)
     top = np.maximum(v.max(1, keepdims=True), 1e-30)
-    curve = np.mean([np.maximum.accumulate(v[:, rng.permutation(v.shape[1])], 1) / top for _ in range(shuffles)], 0)
-    return (curve >= 1 - tol).argmax(1) + 1, curve
+    curve = np.mean([np.maximum.accumulate(v[:, rng.permutation(v.shape[1])], 1) / top for _ in range(16)], 0)
+    return (curve >= .95).argmax(1) + 1, curve

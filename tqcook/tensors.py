@@ -8,8 +8,7 @@ __all__ = ['SPECS', 'EXPERTS', 'SMALL', 'layer_spec', 'Layer', 'layers_of', 'fus
 # %% ../nbs/42_tensors.ipynb #c505ced1
 import math
 import re
-from dataclasses import dataclass
-from itertools import groupby
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -45,7 +44,7 @@ def _divisors(line):
 
 # %% ../nbs/42_tensors.ipynb #72cb6707
 def layer_spec(
-    line: str,  # a value of `SPECS`
+    line: str,  # a value of `SPECS`, or empty
     o: int,
     i: int,  # features of the layer
     g: int = 128,  # group size
@@ -61,7 +60,7 @@ def layer_spec(
         return tuple(map(size, terms.split(','))) if terms != '.' else ()
 
     spec = {}
-    for leaf, types, *shapes in (entry.split() for entry in line.split(';')):
+    for leaf, types, *shapes in (entry.split() for entry in line.split(';') if entry):
         spec[leaf.rstrip('?')] = types.split('|'), [shape(s) for s in shapes], not leaf.endswith('?')
     return spec
 
@@ -83,9 +82,8 @@ class Layer:
     def quantized(self):
         return is_quantized(self.leaves)
 
-    @property
-    def at(self):
-        return dict(file=self.weight.file, tensor=self.name)
+    def finding(self, code, found, **facts):
+        return finding(code, found, **dict(file=self.weight.file, tensor=self.name) | facts)
 
     @property
     def line(self):
@@ -108,28 +106,27 @@ def _check_layers(c, target, layers):
     want = expected_shapes(c.config)
     if layers and not any(x.quantized for x in layers.values()):
         yield finding(
-            'nothing-quantized', f'{c.algo} in {c.source}, and no quantized layer', file=c.source
+            'nothing-quantized',
+            f'{c.algo} in {c.source}, and no quantized layer',
+            file=c.source,
         )
     for m, x in layers.items():
         found = f'{x.weight.dtype} in a module that'
+        known = not x.line or x.weight.dtype in x.line.split(';')[0]
         if x.algo and not x.quantized:
-            yield finding(
+            yield x.finding(
                 'bf16-not-excluded',
                 f'{found} is declared {x.algo}',
                 expected=f'a weight in {x.algo}',
-                **x.at,
             )
         elif x.quantized and not x.algo:
             why = 'exclude_modules covers' if c.excluded(m) else 'quantized_layers does not name'
-            yield finding('excluded-but-quantized', f'{found} {why}', **x.at)
-        elif x.features != want.get(m, x.features) and (
-            not x.line or x.weight.dtype in x.line.split(';')[0]
-        ):
-            yield finding(
+            yield x.finding('excluded-but-quantized', f'{found} {why}')
+        elif known and x.features != want.get(m, x.features):
+            yield x.finding(
                 'weight-shape',
                 f'{x.weight.dtype} {list(x.weight.shape)}',
                 expected=f'a layer of {list(want[m])} by config.json',
-                **x.at,
             )
         elif x.algo:
             yield from _check_sizes(x)
@@ -139,43 +136,56 @@ def _check_layers(c, target, layers):
 def _check_sizes(x):
     o, i = x.features
     if x.algo.startswith(('W4A16_AWQ', 'W4A8_AWQ', 'NVFP4')) and i % x.group:
-        yield finding(
-            'group-divides', f'{i} input features', expected=f'a multiple of {x.group}', **x.at
+        yield x.finding(
+            'group-divides',
+            f'{i} input features',
+            expected=f'a multiple of {x.group}',
         )
     if x.algo.startswith('FP8') and (o % 16 or i % 16):
-        yield finding('dim-16', f'a layer of [{o}, {i}]', **x.at)
+        yield x.finding('dim-16', f'a layer of [{o}, {i}]')
 
 # %% ../nbs/42_tensors.ipynb #6c284b11
 def _check_leaves(c, target, x):
     "The tensors of one quantized layer against its line of the table."
     o, i = x.features
-    own = (
-        c.quant.get('pre_quant_scale')
-        and x.algo.startswith('W4')
-        and x.name.endswith(('o_proj', 'down_proj'))
-    )
-    for leaf, (types, shapes, required) in (
-        layer_spec(x.line, o, i, x.group) if x.line else {}
-    ).items():
-        t = (
-            x.leaves.get(leaf) or leaf == 'weight_scale' and x.leaves.get('weight_scale_inv')
-        )  # DeepSeek's name for it
-        at, kind = x.at | dict(tensor=f'{x.name}.{leaf}'), 'scale' if 'scale' in leaf else 'weight'
-        shapes = shapes[:1] if (o, 1) in shapes[1:] and target.before(1, 4) else shapes
-        # AWQ folds the factors of q, k, v and gate, up into the norm before them; o and down have their own
+    leaves = dict(weight_scale=x.leaves.get('weight_scale_inv')) | x.leaves  # DeepSeek's name for it
+    # AWQ folds the factors of q, k, v and gate, up into the norm before them; o and down have their own
+    own = c.quant.get('pre_quant_scale') and x.algo.startswith('W4')
+    own = own and x.name.endswith(('o_proj', 'down_proj'))
+    for leaf, (types, shapes, required) in layer_spec(x.line, o, i, x.group).items():
+        t, tensor = leaves.get(leaf), f'{x.name}.{leaf}'
+        kind = 'scale' if 'scale' in leaf else 'weight'
+        if (o, 1) in shapes[1:] and target.before(1, 4):
+            shapes = shapes[:1]
         if not t and (required or own and leaf == 'pre_quant_scale'):
-            yield finding('scale-missing', f'no {leaf}', expected=f'{types[0]} {list(shapes[0])}', **at)
+            want = f'{types[0]} {list(shapes[0])}'
+            yield x.finding(
+                'scale-missing',
+                f'no {leaf}',
+                expected=want,
+                tensor=tensor,
+            )
         elif t and t.dtype not in types:
-            yield finding(f'{kind}-dtype', t.dtype, expected=' or '.join(types), **at)
+            yield x.finding(
+                f'{kind}-dtype',
+                t.dtype,
+                expected=' or '.join(types),
+                tensor=tensor,
+            )
         elif t and t.shape not in shapes:
             want = ' or '.join(str(list(s)) for s in shapes)
-            yield finding(f'{kind}-shape', str(list(t.shape)), expected=want, **at)
+            yield x.finding(
+                f'{kind}-shape',
+                str(list(t.shape)),
+                expected=want,
+                tensor=tensor,
+            )
     if x.algo == 'FP8' and 'input_scale' not in x.leaves:
-        yield finding('dynamic-activations', 'no input_scale', **x.at)
+        yield x.finding('dynamic-activations', 'no input_scale')
     if x.algo == 'NVFP4_AWQ' and 'pre_quant_scale' in x.leaves and target.before(1, 3):
-        yield finding('pre-quant-dropped', 'a pre_quant_scale', **x.at)
+        yield x.finding('pre-quant-dropped', 'a pre_quant_scale')
     if x.algo == 'W8A16' and 'bias' in x.leaves and c.layout == 'hf' and target.before(1, 3):
-        yield finding('bias-dropped', 'a quantized layer with a bias', **x.at)
+        yield x.finding('bias-dropped', 'a quantized layer with a bias')
 
 # %% ../nbs/42_tensors.ipynb #a139c820
 _TOOLS = re.compile(r'(q|k|v|kv|prob|input|output|act|weight|pre_quant)_scale(_2|_inv)?|_amax|'
@@ -200,9 +210,9 @@ def _check_unread(c):
         x = Layer(m, t, c.algo_of(m), 1)
         if x.weight and (x.quantized if not x.algo else not x.line):
             continue  # reported already, or of a format that is not in the table
-        read = layer_spec(x.line, 1, 1) if x.weight and x.line else {}
+        read = {*_ALWAYS, *layer_spec(x.line if x.weight else '', 1, 1)}
         for leaf, info in t.items():
-            if _TOOLS.fullmatch(leaf) and leaf not in _ALWAYS and leaf not in read:
+            if _TOOLS.fullmatch(leaf) and leaf not in read:
                 yield finding(
                     'stray-tensor',
                     f'{leaf}, which nobody reads here',
@@ -242,14 +252,12 @@ def _check_experts(c):
             )
 
 # %% ../nbs/42_tensors.ipynb #09670d31
-def fused_groups(names) -> list:  # names of linear layers -> lists of those that a loader joins
+def fused_groups(names: dict) -> list:  # names of linear layers -> lists of those that a loader joins
     "Layers that become one matrix product."
-    here, groups = set(names), []
-    for parent, _ in groupby(names, lambda m: m.rpartition('.')[0]):
-        groups += [
-            [f'{parent}.{n}' for n in parts if f'{parent}.{n}' in here] for parts in FUSED.values()
-        ]
-    return [g for g in groups if len(g) > 1]
+    parents = dict.fromkeys(m.rpartition('.')[0] for m in names)
+    joined = [[f'{p}.{n}' for n in parts] for p in parents for parts in FUSED.values()]
+    here = [[n for n in group if n in names] for group in joined]
+    return [g for g in here if len(g) > 1]
 
 # %% ../nbs/42_tensors.ipynb #a6d8cea7
 def _short(group, values):
@@ -260,41 +268,47 @@ def _short(group, values):
 def _check_fused(c, target, deep, layers):
     again = []
     for group in ([layers[m] for m in names] for names in fused_groups(layers)):
-        algos, first = [x.algo for x in group], group[0]
-        rows, has = [x.features[0] for x in group], ['input_scale' in x.leaves for x in group]
-        if not all(x.quantized for x in group if x.algo):
+        algo, first = group[0].algo, group[0]
+        if any(x.algo and not x.quantized for x in group):
             continue  # reported already
-        if len(set(algos)) > 1:
-            yield finding('fused-mixed', _short(group, [a or 'excluded' for a in algos]), **first.at)
-            continue
-        if first.algo == 'FP8_BLOCK_SCALES' and any(r % 128 for r in rows[:-1]):
-            yield finding('block-rows', f'{_short(group, rows)} rows', **first.at)
-        if first.algo and any(has) and not all(has):
-            level = 'warning' if first.algo == 'FP8' and target.before(1, 3) else None
-            yield finding('input-scale-mixed', _short(group, has), level=level, **first.at)
-        for leaf in ('weight_scale_2', 'input_scale', 'weight_scale'):
-            scales = _scalars(c, group, leaf) if first.algo else []
-            found = (
-                f"{leaf}: {_short(group, [f'{s:.4g}' for s in scales])}" if len(set(scales)) > 1 else ''
-            )
-            if found and first.algo.startswith(('NVFP4', 'W4A8')):
-                yield finding('fused-scales-differ', found, **first.at)
-            elif found and first.algo == 'FP8':
-                error = _requantized_error(c, group, scales) if deep and leaf == 'weight_scale' else 0.0
-                again.append((error, found, first.at))
+        if any(x.algo != algo for x in group):
+            yield first.finding('fused-mixed', _short(group, [x.algo or 'excluded' for x in group]))
+        elif algo:
+            yield from _check_group(target, group)
+            for leaf, scales, found in _unequal(c, group):
+                if algo.startswith(('NVFP4', 'W4A8')):
+                    yield first.finding('fused-scales-differ', found)
+                elif algo == 'FP8':
+                    measured = deep and leaf == 'weight_scale'
+                    error = _requantized_error(c, group, scales) if measured else 0.0
+                    again.append((error, first.finding('fused-requantized', found)))
     if again:
-        worst, (_, found, at) = max(e for e, *_ in again), again[0]
-        told = (
-            f'measured: up to {worst:.1%} relative error in a weight' if worst else '--deep measures it'
-        )
-        yield finding('fused-requantized', found, count=len(again), remedy=told, **at)
+        worst = max(error for error, _ in again)
+        told = f'measured: up to {worst:.1%} relative error in a weight'
+        yield replace(again[0][1], count=len(again), remedy=told if worst else '--deep measures it')
 
-# %% ../nbs/42_tensors.ipynb #e89c46fb
-def _scalars(c, group, leaf):
-    "Values of a scalar that each layer of a group has; [] where one has none."
-    if any(leaf not in x.leaves or x.leaves[leaf].size != 1 for x in group):
-        return []
-    return [c.array(f'{x.name}.{leaf}').item() for x in group]
+# %% ../nbs/42_tensors.ipynb #351b960e
+def _check_group(target, group):
+    algo, first = group[0].algo, group[0]
+    rows, has = [x.features[0] for x in group], ['input_scale' in x.leaves for x in group]
+    if algo == 'FP8_BLOCK_SCALES' and any(r % 128 for r in rows[:-1]):
+        yield first.finding('block-rows', f'{_short(group, rows)} rows')
+    if any(has) and not all(has):
+        level = 'warning' if algo == 'FP8' and target.before(1, 3) else None
+        yield first.finding(
+            'input-scale-mixed',
+            _short(group, has),
+            level=level,
+        )
+
+# %% ../nbs/42_tensors.ipynb #351b960f
+def _unequal(c, group):
+    "(leaf, values, a text of both) of each scalar that every layer of a group has, with different values."
+    for leaf in ('weight_scale_2', 'input_scale', 'weight_scale'):
+        if all(leaf in x.leaves and x.leaves[leaf].size == 1 for x in group):
+            scales = [c.array(f'{x.name}.{leaf}').item() for x in group]
+            if len(set(scales)) > 1:
+                yield leaf, scales, f"{leaf}: {_short(group, [f'{s:.4g}' for s in scales])}"
 
 # %% ../nbs/42_tensors.ipynb #05d34d1a
 def _requantized_error(c, group, scales):
@@ -304,9 +318,8 @@ def _requantized_error(c, group, scales):
     top, errors = np.float32(max(scales)), [0.0]
     for x, s in zip(group, scales, strict=True):
         if x.weight.dtype == 'F8_E4M3':
-            w = np.nan_to_num(
-                formats.decode(c.bytes(f'{x.name}.weight', n=1 << 22), 'F8_E4M3')
-            ) * np.float32(s)
+            codes = formats.decode(c.bytes(f'{x.name}.weight', n=1 << 22), 'F8_E4M3')
+            w = np.nan_to_num(codes) * np.float32(s)
             moved = formats.round_to(w / top, 'e4m3', formats.E4M3_MAX) * top
             errors.append(float(np.linalg.norm(moved - w) / (np.linalg.norm(w) or 1)))
     return max(errors)
@@ -344,12 +357,8 @@ def _check_scales(c, deep):
 def _check_values(c, k, t):
     "The values of one scale tensor; a zero block scale may belong to a block of zeros."
     m, _, leaf = k.rpartition('.')
-    x, at, block, w = (
-        c.array(k),
-        dict(file=t.file, tensor=k),
-        t.dtype == 'F8_E4M3',
-        weight_of(c.modules[m]),
-    )
+    x, at = c.array(k), dict(file=t.file, tensor=k)
+    w, block = weight_of(c.modules[m]), t.dtype == 'F8_E4M3'
     bad, negative, zero = (int(n.sum()) for n in (~np.isfinite(x), x < 0, x == 0))
     code = _LARGEST.get(w.dtype, 1) if w and 'weight_scale_2' not in c.modules[m] else 1
     top = float(np.nan_to_num(x, posinf=0).max()) * code
@@ -396,42 +405,31 @@ def _check_ends(c):
         yield finding('embedding-quantized', embedding.dtype, **at)
     if embedding and embedding.shape and vocab and embedding.shape[0] != vocab:
         yield finding(
-            'vocab-size', f'{embedding.shape[0]} embeddings', expected=f'vocab_size {vocab}', **at
+            'vocab-size',
+            f'{embedding.shape[0]} embeddings',
+            expected=f'vocab_size {vocab}',
+            **at,
         )
+    at = dict(tensor='lm_head')
     if embedding and not head and not tied:
-        yield finding('lm-head-missing', 'no lm_head.weight, embeddings not tied', tensor='lm_head')
+        yield finding('lm-head-missing', 'no lm_head.weight, embeddings not tied', **at)
     if head and is_quantized(c.modules['lm_head']):
-        yield finding('lm-head-quantized', head.dtype, tensor='lm_head')
-    elif (
-        head
-        and c.algo not in (None, 'MIXED_PRECISION')
-        and c.layout == 'hf'
-        and not c.excluded('lm_head')
-    ):
-        yield finding(
-            'lm-head-not-excluded',
-            f'a {head.dtype} head that exclude_modules does not name',
-            tensor='lm_head',
-        )
-    if tied and head and embedding and c.same('lm_head.weight', 'model.embed_tokens.weight'):
-        yield finding('tied-twice', f'{fmt_bytes(head.nbytes)} stored twice', tensor='lm_head')
-    elif tied and head and embedding and head.shape == embedding.shape:
-        yield finding(
-            'tied-differ',
-            'embeddings declared tied, and a head that differs from them',
-            tensor='lm_head',
-        )
+        yield finding('lm-head-quantized', head.dtype, **at)
+    elif head and c.layout == 'hf' and c.algo_of('lm_head') and c.algo != 'MIXED_PRECISION':
+        found = f'a {head.dtype} head that exclude_modules does not name'
+        yield finding('lm-head-not-excluded', found, **at)
+    if tied and head and embedding:
+        if c.same('lm_head.weight', 'model.embed_tokens.weight'):
+            yield finding('tied-twice', f'{fmt_bytes(head.nbytes)} stored twice', **at)
+        elif head.shape == embedding.shape:
+            found = 'embeddings declared tied, and a head that differs from them'
+            yield finding('tied-differ', found, **at)
 
 # %% ../nbs/42_tensors.ipynb #cd24f187
 def _check_weights(c, piece=1 << 25):
     for k, t in c.tensors.items():
-        if _SCALE.fullmatch(k.rpartition('.')[2]) or t.dtype not in (
-            'F8_E4M3',
-            'I8',
-            'BF16',
-            'F16',
-            'F32',
-        ):
+        known = t.dtype in ('F8_E4M3', 'I8', 'BF16', 'F16', 'F32')
+        if not known or _SCALE.fullmatch(k.rpartition('.')[2]):
             continue
         bad, top, at = 0, 0.0, dict(file=t.file, tensor=k)
         for start in range(0, t.nbytes, piece):

@@ -46,23 +46,21 @@ class Check:
             return 'outside'
         return 'inside' if far <= 0 and not self.noisy else 'undecided'
 
-    def times_to_settle(self,
-                        power=.8,  # wanted probability
-                       ):          # 1 when decided, `nan` when no amount helps
+    def times_to_settle(self):  # 1 when decided, `nan` when no amount helps
         "How many times as much text decides this check."
         if self.state != 'undecided':
             return 1.
         near, far = self.beyond(self.interval)
-        times = [self._times(self.interval, power)] if not (near > 0 or far <= 0) else []
+        times = [self._times(self.interval)] if near <= 0 < far else []
         if self.noisy:
-            times.append(self._times(self.floor, power) if self.beyond(_point(self.floor))[0] < 0 else math.nan)
+            times.append(self._times(self.floor) if self.beyond(_point(self.floor))[0] < 0 else math.nan)
         return math.nan if any(map(math.isnan, times)) else max([1., *times])
 
-    def _times(self, i, power):
+    def _times(self, i):
         if not i.known or not math.isfinite(i.width):
             return math.nan
         se = i.width / 2 / t_quantile(.5 + i.level / 2, i.worth - 1)  # from the limits: right for every method
-        return blocks_to_part(abs(i.value - self.budget), se, i.worth, power, i.level) / i.worth
+        return blocks_to_part(abs(i.value - self.budget), se, i.worth, i.level) / i.worth
 
     @property
     def reason(self) -> str:
