@@ -131,8 +131,9 @@ def test_parameter_files(toy_recipe, text):
     grid.write_text(text, errors='surrogatepass')
     given = sentence(lambda: recipe.resolve(toy_recipe, 'size'))
     assert given is None or given.keys() <= toy_recipe.parameters.keys()
-    for p in sentence(lambda: sweep.points(toy_recipe, sweep.read_grid(grid))) or ():
-        assert '/' not in p.name and p.values.keys() <= toy_recipe.parameters.keys()
+    found = sentence(lambda: sweep.points(toy_recipe, sweep.read_grid(grid))) or {}
+    for name, values in found.items():
+        assert '/' not in name and values.keys() <= toy_recipe.parameters.keys()
 
 
 TYPE = st.sampled_from(['int', 'str', 'float', 'bool', 'list', 'x'])

@@ -399,7 +399,7 @@ def makers(evil):
     yield Divergence(one, copy.copy(one), 0, evil)
     yield bench.Bench('CPU', 1., '', missed=[(evil, evil)])
     yield advice.Advice('GPU', evil, 'latency', 1, 1, 1, 'none', [])
-    yield sweep.Sweep(evil, [], [dict(run=evil, status=evil, seconds=1., error=evil)])
+    yield sweep.Sweep(evil, [dict(run=evil, status=evil, seconds=1., error=evil)])
     yield findings.Findings(evil, [findings.finding('file-size', evil, file=evil, tensor=evil, expected=evil)])
 
 

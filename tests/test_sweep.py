@@ -80,7 +80,7 @@ def test_what_is_killed_again_and_again_is_named_and_the_rest_is_there(toy):
     thread = killer(toy/'out', 2, last=2)
     s = sweeps.sweep('toy', {'n': [1, 2], 'nap': 1.0}, out_dir='out', workers=2, retries=1, tell=quiet)
     thread.join()
-    assert [r['status'] for r in s.rows] == ['done', 'killed'] and [p.values['n'] for p in s.open] == [2]
+    assert [r['status'] for r in s.rows] == ['done', 'killed'] and [r['n'] for r in s.open] == [2]
     again = sweeps.sweep('toy', {'n': [1, 2], 'nap': 1.0}, out_dir='out', workers=2, tell=quiet)
     assert again.open == [] and {n: len(ids) for n, ids in started(toy/'out').items()} == {1: 1, 2: 3}
 
