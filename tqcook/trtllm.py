@@ -5,11 +5,10 @@
 # %% auto #0
 __all__ = ['OLDEST', 'NEWEST', 'LAST_ENGINE', 'CONTRACT', 'Item', 'known', 'use', 'flags', 'TensorRTLLM', 'container_command',
            'ask', 'find', 'missing', 'Workload', 'Settings', 'llm_settings', 'serve_command', 'write_options',
-           'engine_commands', 'check_contract']
+           'engine_commands']
 
 # %% ../nbs/70_trtllm.ipynb #b9087609
 import importlib.util
-import inspect
 import json
 import os
 import shlex
@@ -120,9 +119,11 @@ def flags(kind,          # the program, as in the contract
           values: dict,  # flag -> value; True stands for a flag without one, None and False leave it out
          ) -> list:  # of strings
     "Flags of a command, each looked up in the contract."
-    given = {use(kind, name, version): value for name, value in values.items()
-             if value is not None and value is not False}
-    return [x for name, value in given.items() for x in ([name] if value is True else [name, str(value)])]
+    out = []
+    for name, value in values.items():
+        if value is not None and value is not False:
+            out += [use(kind, name, version)] + [str(value)] * (value is not True)
+    return out
 
 # %% ../nbs/70_trtllm.ipynb #01f54ea3
 @dataclass
@@ -146,13 +147,13 @@ class TensorRTLLM:
         return [path]
 
 # %% ../nbs/70_trtllm.ipynb #b16e2e16
-def container_command(image='nvcr.io/nvidia/tensorrt-llm/release:1.2.1',
-                      mounts=(),  # directories that shall be visible inside under the same path
+def container_command(mounts=(),  # directories that shall be visible inside under the same path
                      ) -> list:
     "The start of a command inside NVIDIA's container, with the limits that its quick-start asks for."
     options = '--rm -i --init --gpus all --ipc host --network host --ulimit memlock=-1 --ulimit stack=67108864'
     places = [str(Path(m).resolve()) for m in mounts]
-    return ['docker', 'run', *options.split(), *(x for p in places for x in ('-v', f'{p}:{p}')), image]
+    volumes = [x for p in places for x in ('-v', f'{p}:{p}')]
+    return ['docker', 'run', *options.split(), *volumes, 'nvcr.io/nvidia/tensorrt-llm/release:1.2.1']
 
 # %% ../nbs/70_trtllm.ipynb #e607e7d7
 def _places() -> tuple: # (command that starts its Python, directory of its programs, what led there); () for nowhere
@@ -235,9 +236,16 @@ class Workload:
 # %% ../nbs/70_trtllm.ipynb #4c85c933
 @dataclass
 class Settings:
-    "Arguments of `LLM` and of the server, each with its reason."
+    "Arguments of `LLM` and of the server, each with its reason; raises CookError for one that this version lacks."
     rows: list # (name, value, why); a dotted name belongs to a nested config
     version: str
+
+    def __post_init__(self):
+        for name, *_ in self.rows:
+            top, _, leaf = name.partition('.')
+            use('LLM', top, self.version)
+            if leaf:
+                use(dict(kv_cache_config='KvCacheConfig', cuda_graph_config='CudaGraphConfig')[top], leaf, self.version)
 
     def kwargs(self) -> dict:
         "As nested keyword arguments (or the content of a YAML file)."
@@ -252,9 +260,6 @@ class Settings:
 
     def _repr_markdown_(self):
         return md_table([(f'`{n}`', f'`{v}`', w) for n, v, w in self.rows], ['setting', 'value', 'why'])
-
-# %% ../nbs/70_trtllm.ipynb #7f5c204a
-_NESTED = dict(kv_cache_config='KvCacheConfig', cuda_graph_config='CudaGraphConfig')
 
 # %% ../nbs/70_trtllm.ipynb #9f13ce7c
 def _cache_rows(w: Workload, scoring: bool) -> list:
@@ -302,17 +307,7 @@ def llm_settings(scheme,                           # a name from `schemes.SCHEME
             *_cache_rows(w, scoring)]
     if orchestrator:
         rows.append(('orchestrator_type', orchestrator, 'starts the workers with Ray instead of MPI'))
-    return Settings(_in_contract(rows, version), version)
-
-# %% ../nbs/70_trtllm.ipynb #c453f961
-def _in_contract(rows: list, version: str) -> list:
-    "The rows, when the contract knows every name in them."
-    for name, *_ in rows:
-        top, _, leaf = name.partition('.')
-        use('LLM', top, version)
-        if leaf:
-            use(_NESTED[top], leaf, version)
-    return rows
+    return Settings(rows, version)
 
 # %% ../nbs/70_trtllm.ipynb #60c4ad59
 _FLAGS = dict(tensor_parallel_size='--tp_size', pipeline_parallel_size='--pp_size', max_batch_size='--max_batch_size',
@@ -342,11 +337,10 @@ def write_options(settings: Settings,
     return atomic_write(path, json.dumps(rest, indent=1) + '\n')
 
 # %% ../nbs/70_trtllm.ipynb #12e29d50
-def _convert_command(model, out: Path, scheme: str, kv: str, tp: int, pp: int, version: str, calib_size: int,
-                     examples: str) -> list:
+def _convert_command(model, out: Path, scheme: str, kv: str, tp: int, pp: int, version: str, examples: str) -> list:
     "Calibrate and convert, by TensorRT-LLM's own script."
     values = {'--model_dir': model, '--qformat': 'full_prec' if scheme == 'none' else scheme, '--dtype': 'bfloat16',
-              '--kv_cache_dtype': 'fp8' if check_kv(kv) == 'fp8' else None, '--calib_size': calib_size,
+              '--kv_cache_dtype': 'fp8' if check_kv(kv) == 'fp8' else None, '--calib_size': 512,
               '--calib_max_seq_length': 512, '--tp_size': tp, '--pp_size': pp, '--output_dir': out/'checkpoint'}
     return ['python3', f'{examples}/quantization/quantize.py', *flags('quantize.py', version, values)]
 
@@ -359,7 +353,6 @@ def engine_commands(model,                                  # the original, or a
                     tp=1,
                     pp=1,
                     version='1.2.1',
-                    calib_size=512,                         # samples
                     scoring=False,                          # keep context logits, for perplexity; costs memory
                     examples='/app/tensorrt_llm/examples',  # where NVIDIA's container has them
                    ) -> list:  # (command, why) for convert and build
@@ -381,51 +374,7 @@ def engine_commands(model,                                  # the original, or a
               'is refused at run time' + ('; context logits are kept, for perplexity' if scoring else ''))
     if converted:
         return [(build, limits)]
-    convert = _convert_command(model, out, scheme, kv, tp, pp, version, calib_size, examples)
-    cut = (f'calibrates {scheme} on {calib_size} samples and writes a TensorRT-LLM checkpoint cut for tp {tp} × '
+    convert = _convert_command(model, out, scheme, kv, tp, pp, version, examples)
+    cut = (f'calibrates {scheme} on 512 samples and writes a TensorRT-LLM checkpoint cut for tp {tp} × '
            f'pp {pp}; the cut is fixed from here on')
     return [(convert, cut), (build, limits)]
-
-# %% ../nbs/70_trtllm.ipynb #a9190e50
-def _introspect(): # runs in TensorRT-LLM's environment
-    import dataclasses
-    import importlib
-    import inspect
-    import json
-    import sys
-
-    from tensorrt_llm import LLM, SamplingParams, llmapi
-    def there(name):
-        module, _, attribute = name.rpartition('.')
-        try:
-            return hasattr(importlib.import_module(module), attribute)
-        except ImportError:
-            return False
-    def fields(c):
-        return list(getattr(c, 'model_fields', None) or [f.name for f in dataclasses.fields(c)])
-    args = getattr(llmapi, 'TorchLlmArgs', None) or importlib.import_module('tensorrt_llm.llmapi.llm_args').TorchLlmArgs
-    out = {k: fields(getattr(llmapi, k)) for k in ('KvCacheConfig', 'CudaGraphConfig')}
-    out |= {'LLM': fields(args), 'SamplingParams': list(inspect.signature(SamplingParams).parameters),
-            'generate': list(inspect.signature(LLM.generate).parameters),
-            'import': [n for n in sys.argv[1:] if there(n)]}
-    print('\ntqcook:' + json.dumps(out), flush=True)
-
-# %% ../nbs/70_trtllm.ipynb #9d60e6fe
-_HELP = {'serve': 'trtllm-serve serve --help', 'bench': 'trtllm-bench --help', 'build': 'trtllm-build --help',
-         'bench throughput': 'trtllm-bench --model x throughput --help',
-         'bench latency': 'trtllm-bench --model x latency --help'}
-
-# %% ../nbs/70_trtllm.ipynb #004027a9
-def check_contract(found: TensorRTLLM,
-                   timeout=300,         # seconds for each question; importing TensorRT-LLM takes half a minute
-                  ) -> list:  # sentences, one for each disagreement; [] when table and package agree
-    "Hold the contract against the package that is installed."
-    items = [i for i in CONTRACT if i.in_version(found.version)]
-    script = inspect.getsource(_introspect) + '\n_introspect()'
-    have = json.loads(ask([*found.python, '-c', script, *(i.name for i in items if i.kind == 'import')], timeout))
-    for kind in _HELP.keys() & {i.kind for i in items}:
-        tool, *args = _HELP[kind].split()
-        told = subprocess.run([*found.tool(tool), *args], capture_output=True, text=True, timeout=timeout)
-        have[kind] = (told.stdout + told.stderr).replace('=', ' ').replace('[', ' ').replace(',', ' ').split()
-    return [f'TensorRT-LLM {found.version} has no {i.name} ({i.kind}), and the contract says {i.since} to '
-            f'{i.until or "now"} by {i.source}' for i in items if i.name not in have.get(i.kind, [i.name])]
