@@ -157,7 +157,7 @@ def test_context_logits_equal_the_reference(version, checkpoint, reference, tmp_
     with serving.Scorer(checkpoint, trtllm.find(), scoring(version=version), reference, work=tmp_path) as s:
         for _ in range(2): # twice the same beginning: with block reuse the second would be short
             z = s.hidden(ids)
-        pid = s._process.pid
+        pid = s.process.pid
         assert s.head(z[0]).shape == (48, 4096) and torch.allclose(s.head(z), want, atol=1e-5)
         with pytest.raises(CookError, match='max_num_tokens'):
             s.hidden(torch.zeros(1, 999, dtype=torch.long))
@@ -197,8 +197,8 @@ def test_a_checkpoint_that_cannot_be_loaded(found, tmp_path):
 def test_a_worker_that_is_killed_is_told_with_its_log(checkpoint, reference, found, tmp_path):
     import torch
     with serving.Scorer(checkpoint, found, scoring(), reference, work=tmp_path) as s:
-        os.kill(s._process.pid, signal.SIGKILL)
-        s._process.wait()
+        os.kill(s.process.pid, signal.SIGKILL)
+        s.process.wait()
         with pytest.raises(CookError, match='ended with code -9'):
             s.hidden(torch.arange(48)[None])
 

@@ -8,8 +8,10 @@ __all__ = ['ENGINES', 'tail', 'port_is_free', 'Server', 'serve', 'engine_at', 'e
 
 # %% ../nbs/71_serving.ipynb #7aa0e3d9
 import contextlib
+import functools
 import inspect
 import json
+import operator
 import os
 import re
 import shlex
@@ -28,16 +30,14 @@ from .schemes import version_key
 from .trtllm import Settings, TensorRTLLM, Workload, flags, known
 
 # %% ../nbs/71_serving.ipynb #32ce09ab
-def tail(path,  # a log
-         n=15,  # lines
-        ) -> str:
-    "The first error of a log with three lines behind it, and its last lines."
+def tail(path) -> str: # of a log
+    "The first error of a log with three lines behind it, and its last fifteen."
     if not Path(path).is_file():
         return '(there is no log)'
     text = re.sub(r'\x1b\[[\d;]*m', '', Path(path).read_text(errors='replace'))  # a kernel asks for colours
     lines = [line.rstrip()[:300] for line in text.splitlines()]
     errors = (i for i, line in enumerate(lines) if re.search(r'(^|\] )[\w.]*(Error|Exception)(: |$)', line))
-    begin = max(0, len(lines) - n)
+    begin = max(0, len(lines) - 15)
     first = min(next(errors, begin), begin)
     return '\n'.join([*lines[first:min(first + 4, begin)], *lines[begin:]]) or '(the log is empty)'
 
@@ -214,7 +214,7 @@ class Scorer:
     "TensorRT-LLM behind the logits protocol: a context manager."
     kind = 'tensorrt_llm'
     nbytes = 0 # bytes of another process
-    _process = None
+    process = None
 
     def __init__(self,
         path, # checkpoint, or directory of a legacy engine
@@ -222,7 +222,6 @@ class Scorer:
         settings: Settings, # from `llm_settings(..., scoring=True)`
         reference, # anything with vocab_size, context, tokenizer_sha of the same model, such as its `Loaded`
         backend: str = 'pytorch', # 'tensorrt' for a legacy engine
-        ready: float = 900, # seconds to load
         work=None, # directory for logits; for a container one that it mounts
     ):
         kwargs = settings.kwargs()
@@ -230,74 +229,64 @@ class Scorer:
             raise CookError('scoring needs settings without KV-cache block reuse: llm_settings(..., scoring=True)')
         if backend == 'tensorrt': # the rest is baked into the file
             kwargs = dict(kv_cache_config=kwargs['kv_cache_config'])
-        self.path, self.found, self.ready, self.work = Path(path), found, ready, work
+        self.path, self.found, self.work = Path(path), found, work
         self.name = f'{self.path.name} in TensorRT-LLM {found.version}'
         self.context = kwargs.get('max_seq_len', reference.context) - 1 # one token has to be generated
         self.vocab_size, self.tokenizer_sha = reference.vocab_size, reference.tokenizer_sha
         self.weights = getattr(reference, 'weights', 'trained')
         self.spec = dict(model=str(path), llm=kwargs, legacy=backend == 'tensorrt')
 
-# %% ../nbs/71_serving.ipynb #309b8e7c
-def _enter(s: Scorer) -> Scorer:
-    "Load the model in the other environment."
-    import torch
-    s.device = torch.device('cpu') # where logits arrive
-    s._folder = tempfile.TemporaryDirectory(dir=s.work, prefix='tqcook-')
-    folder = Path(s._folder.name)
-    s._reply, s._log = folder/'reply', folder/'worker.log'
-    # MPI's workers import the script again, hence the guard
-    atomic_write(folder/'worker.py', inspect.getsource(_worker) + "\nif __name__ == '__main__': _worker()\n")
-    command = [*s.found.python, folder/'worker.py', json.dumps(s.spec | dict(reply=str(s._reply)))]
-    try:
-        s._process = _start(command, s._log, subprocess.PIPE)
-        _answer(s, s.ready)
-    except BaseException:
-        _leave(s, 5)
-        raise
-    return s
+    def __enter__(self):
+        "Load the model in the other environment, for fifteen minutes at most."
+        import torch
+        self.device = torch.device('cpu') # where logits arrive
+        self.folder = tempfile.TemporaryDirectory(dir=self.work, prefix='tqcook-')
+        folder = Path(self.folder.name)
+        self.reply, self.log = folder/'reply', folder/'worker.log'
+        # MPI's workers import the script again, hence the guard
+        atomic_write(folder/'worker.py', inspect.getsource(_worker) + "\nif __name__ == '__main__': _worker()\n")
+        command = [*self.found.python, folder/'worker.py', json.dumps(self.spec | dict(reply=str(self.reply)))]
+        try:
+            self.process = _start(command, self.log, subprocess.PIPE)
+            self.answer(900)
+        except BaseException as e:
+            self.__exit__(e)
+            raise
+        return self
 
-# %% ../nbs/71_serving.ipynb #fa88f00a
-def _leave(s: Scorer, grace: float = 30):
-    "End the worker: close its input, wait, then insist."
-    if s._process is not None:
-        with contextlib.suppress(OSError, subprocess.TimeoutExpired):
-            s._process.stdin.close()
-            s._process.wait(timeout=grace)
-        _end(s._process)
-    s._process = None
-    s._folder.cleanup()
+    def __exit__(self, *exc):
+        "End the worker: close its input, wait, then insist."
+        if self.process is not None:
+            with contextlib.suppress(OSError, subprocess.TimeoutExpired):
+                self.process.stdin.close()
+                self.process.wait(timeout=5 if exc[0] else 30)
+            _end(self.process)
+        self.process = None
+        self.folder.cleanup()
 
-# %% ../nbs/71_serving.ipynb #cfe73fc0
-def _answer(s: Scorer, seconds: float):
-    "Wait for the worker's next reply; raises CookError when it says error."
-    reply = _wait(lambda: read_json(s._reply) if s._reply.exists() else None, s._process, s._log, seconds,
-                  f'TensorRT-LLM {s.found.version}')
-    s._reply.unlink()
-    if 'error' in reply:
-        raise CookError(f"TensorRT-LLM {s.found.version}: {reply['error']}")
+    def answer(self, seconds: float):
+        "Wait for the worker's next reply; raises CookError when it says error."
+        who = f'TensorRT-LLM {self.found.version}'
+        read = lambda: read_json(self.reply) if self.reply.exists() else None
+        reply = _wait(read, self.process, self.log, seconds, who)
+        self.reply.unlink()
+        if 'error' in reply:
+            raise CookError(f"{who}: {reply['error']}")
 
-# %% ../nbs/71_serving.ipynb #49f34b2d
-def _hidden(s: Scorer, ids): # int64 [windows, tokens] -> logits, float32 [windows, tokens, vocabulary]
-    "Context logits; nothing earlier than logits can be had."
-    import numpy as np
-    import torch
-    if s._process is None:
-        raise CookError('the scorer is not running; use it in a `with` block')
-    with contextlib.suppress(OSError): # a worker that is gone is told below, with its log
-        s._process.stdin.write(json.dumps(ids.tolist()).encode() + b'\n')
-        s._process.stdin.flush()
-    _answer(s, 600)
-    files = [Path(f'{s._reply}.{i}.npy') for i in range(len(ids))]
-    z = torch.from_numpy(np.stack([np.load(f) for f in files]))
-    for f in files:
-        f.unlink()
-    return z
+    def hidden(self, ids): # int64 [windows, tokens] -> logits, float32 [windows, tokens, vocabulary]
+        "Context logits; nothing earlier than logits can be had."
+        import numpy as np
+        import torch
+        if self.process is None:
+            raise CookError('the scorer is not running; use it in a `with` block')
+        with contextlib.suppress(OSError): # a worker that is gone is told below, with its log
+            self.process.stdin.write(json.dumps(ids.tolist()).encode() + b'\n')
+            self.process.stdin.flush()
+        self.answer(600)
+        return torch.from_numpy(np.stack([np.load(f'{self.reply}.{i}.npy') for i in range(len(ids))]))
 
-# %% ../nbs/71_serving.ipynb #3536dcef
-Scorer.__enter__ = _enter
-Scorer.__exit__ = lambda s, *exc: _leave(s, 5 if exc[0] else 30)
-Scorer.hidden = _hidden
-Scorer.head = lambda s, h: h.float()[..., :s.vocab_size] # padded vocabularies are cut
+    def head(self, h):
+        return h.float()[..., :self.vocab_size] # padded vocabularies are cut
 
 # %% ../nbs/71_serving.ipynb #d68ccb92
 def bench_dataset(windows,             # token-id sequences, such as `Corpus.windows`
@@ -362,13 +351,12 @@ def read_report(path,        # file written by --report_json
     path, row = Path(path), {}
     report = read_json(path)
     for name, field in _REPORT.items():
-        x = report
-        for key in field.split('.'):
-            if not isinstance(x, dict) or key not in x:
-                raise CookError(f'{path.name} has no field {field}; it is not a trtllm-bench report of a version that '
-                                'is known here')
-            x = x[key]
-        row[name] = x / 1e3 if name in ('latency', 'ttft', 'itl') else x
+        try:
+            row[name] = functools.reduce(operator.getitem, field.split('.'), report)
+        except (KeyError, TypeError):
+            raise CookError(f'{path.name} has no field {field}; it is not a trtllm-bench report of a version that '
+                            'is known here') from None
+    row |= {name: row[name] / 1e3 for name in ('latency', 'ttft', 'itl')}
     found = known(str(row['version']))
     if version and version_key(found) != version_key(version):
         raise CookError(f'{path.name} was written by TensorRT-LLM {found} and {version} was started; is it left over '
