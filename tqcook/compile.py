@@ -6,6 +6,7 @@
 __all__ = ['TARGETS', 'ELSEWHERE', 'BITS', 'target', 'supports', 'Engine', 'Compilation', 'stored_forms', 'build', 'check_engine']
 
 # %% ../nbs/73_compile.ipynb #ace6ceed
+import functools
 import statistics
 import time
 from collections import Counter
@@ -62,12 +63,9 @@ def supports(
     "Why a scheme cannot be built for a target."
     if scheme == 'none':
         return ''
-    s, why = schemes.get(scheme), untraceable(scheme)
-    if why:
-        return why
-    if sm < s.min_sm:
-        return f'{scheme} needs sm{s.min_sm} or later, and the target is sm{sm} ({TARGETS[sm]})'
-    return ''
+    least = schemes.get(scheme).min_sm
+    old = f'{scheme} needs sm{least} or later, and the target is sm{sm} ({TARGETS[sm]})' if sm < least else ''
+    return untraceable(scheme) or old
 
 # %% ../nbs/73_compile.ipynb #039565dc
 @dataclass
@@ -104,7 +102,23 @@ class Compilation:
         base = self.engines[0].engine_bytes
         return [e.to_dict() | dict(ratio=e.engine_bytes / base, slowdown=self.slowdown(e)) for e in self.engines]
     def _repr_markdown_(self):
-        return _engines_table(self)
+        rows, base = [], self.engines[0]
+        for e in self.engines:
+            low, mid, high = self.slowdown(e)
+            rows.append((
+                e.scheme,
+                fmt_bytes(e.engine_bytes),
+                f'{e.engine_bytes / base.engine_bytes:.2f}',
+                fmt_bytes(e.weight_bytes),
+                fmt_bytes(e.fixed_bytes),
+                f"{e.seconds['build']:.2f} s",
+                f'{mid:.2f} ({low:.2f}-{high:.2f})',
+                ', '.join(f'{form} in {n}' for form, n in e.stored.items()),
+            ))
+        table = md_table(rows, ['scheme', 'engine:', 'of FP16:', 'weights:', 'fixed part:', 'build, median:',
+                                'times FP16 (range):', 'linear layers stored as'])
+        builds = f'base FP16; builds: {len(base.seconds["builds"])} each'
+        return f'{table}\n\nTarget sm{base.target} ({TARGETS[base.target]}); {builds}. {self.note}'
     def plot(self):
         "Engine sizes, weights and fixed part apart."
         plt = need('matplotlib.pyplot', 'dev')
@@ -118,42 +132,24 @@ class Compilation:
         plt.close(fig)
         return fig
 
-# %% ../nbs/73_compile.ipynb #8ca26d98
-def _engines_table(c):
-    rows, base = [], c.engines[0]
-    for e in c.engines:
-        low, mid, high = c.slowdown(e)
-        rows.append((e.scheme, fmt_bytes(e.engine_bytes), f'{e.engine_bytes / base.engine_bytes:.2f}',
-                     fmt_bytes(e.weight_bytes), fmt_bytes(e.fixed_bytes), f"{e.seconds['build']:.2f} s",
-                     f'{mid:.2f} ({low:.2f}-{high:.2f})', ', '.join(f'{form} in {n}' for form, n in e.stored.items())))
-    table = md_table(rows, ['scheme', 'engine:', 'of FP16:', 'weights:', 'fixed part:', 'build, median:',
-                            'times FP16 (range):', 'linear layers stored as'])
-    builds = len(base.seconds['builds'])
-    return f'{table}\n\nTarget sm{base.target} ({TARGETS[base.target]}); base FP16; builds: {builds} each. {c.note}'
-
-# %% ../nbs/73_compile.ipynb #71b000ed
-_said = [] # what TensorRT complained about, newest last; its logger is one for the whole process
-
 # %% ../nbs/73_compile.ipynb #812b2638
+@functools.cache
 def _logger():
+    "TensorRT's logger, one for the whole process; `said` is what it complained about, newest last."
     trt = need('tensorrt_rtx', 'rtx')
-    if not hasattr(_logger, 'one'):
-        class Log(trt.ILogger):
-            def __init__(self):
-                trt.ILogger.__init__(self)
-            def log(self, severity, msg):
-                if severity in (trt.ILogger.ERROR, trt.ILogger.INTERNAL_ERROR):
-                    _said.append(msg)
-        _logger.one = Log()
-    return trt, _logger.one
+    class Log(trt.ILogger):
+        said = []
+        def log(self, severity, msg):
+            if severity in (trt.ILogger.ERROR, trt.ILogger.INTERNAL_ERROR):
+                self.said.append(msg)
+    return Log()
 
 # %% ../nbs/73_compile.ipynb #e8c3a746
 def _compile(path, sm):
     "Parse and build once -> engine bytes, seconds to parse, seconds to build."
-    trt, log = _logger()
-    _said.clear()
-    def complaint():
-        return (_said or ['no reason given'])[-1].split(' In ')[0]
+    trt, log = need('tensorrt_rtx', 'rtx'), _logger()
+    log.said[:] = ['no reason given']
+    complaint = lambda: log.said[-1].split(' In ')[0]
     builder = trt.Builder(log)
     net = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     parser, start = trt.OnnxParser(net, log), time.perf_counter()
@@ -234,10 +230,6 @@ def check_engine(
     info, file = read_json(Path(path)/'engine.json'), Path(path)/'prefill.engine'
     if not file.is_file():
         raise CookError(f'{path} has no prefill.engine; build it again')
-    size = file.stat().st_size
-    if size != info['size']:
-        raise CookError(f'{file} is damaged: it has {size} bytes, engine.json promises {info["size"]}; copy or build '
-                        'it again')
     if sha256(file) != info['sha256']:
         raise CookError(f'{file} is damaged: its content does not match the hash in engine.json; build it again')
     if device is not None and device.sm != info['sm']:
