@@ -179,7 +179,7 @@ def sentence(f, *args, **kw):
 def test_bad_input(tmp_path):
     d = decoder.load(plain(tmp_path)[1], 'cpu', dtype='float32')
     say = lambda *a, **kw: sentence(decoder.generate, d, *a, **kw)
-    assert 'prompt 1 is empty' in say([[1], []])
+    assert 'the prompt is empty' in say([[1], []])
     assert 'no prompts' in say([])
     assert 'has no tokenizer' in say('text')
     assert 'knows 0 to 4095' in say([[4096]])

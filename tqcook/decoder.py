@@ -20,7 +20,7 @@ from .formats import E4M3_MAX
 from .fused import GROUPS, KINDS, Layer, Reader, arch_of, block, product_error, rms, rope_table, why_not
 from .kernels import missing
 from .passport import PASSPORT, verify_or_refuse
-from .runtime import Generation
+from .runtime import Generation, prompt_ids, tokenizer_of
 from .schemes import runs_on
 
 # %% ../nbs/58_decoder.ipynb #ba3aec38
@@ -83,8 +83,8 @@ def _read_layer(r, prefix):
     return Layer(**norms, **{g: r.product(prefix, g) for g in GROUPS})
 
 # %% ../nbs/58_decoder.ipynb #ddbc3f53
-def _fast(dev, dtype, wanted, layers):
-    "True, or why plain PyTorch computes."
+def _why_eager(dev, dtype, wanted, layers):
+    "Why plain PyTorch computes; '' where the kernels do."
     import torch
     if dev.kind != 'cuda':
         return 'no GPU'
@@ -96,14 +96,7 @@ def _fast(dev, dtype, wanted, layers):
     fp8 = runs_on('fp8', dev)
     if fp8.how == 'fake' and kinds & {'fp8', 'fp8_token', 'fp8_block'}:
         raise CookError(f"{fp8.why}; the general tier's kernels='reference' computes the same values")
-    return missing() or True
-
-# %% ../nbs/58_decoder.ipynb #8258cbd8
-def _tokenizer(path):
-    if not any((Path(path)/f).exists() for f in ('tokenizer.json', 'tokenizer_config.json')):
-        return None
-    from transformers import AutoTokenizer
-    return AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+    return missing()
 
 # %% ../nbs/58_decoder.ipynb #ae66c3c9
 def _stop(path, config):
@@ -115,16 +108,15 @@ def _stop(path, config):
 # %% ../nbs/58_decoder.ipynb #3894661c
 class Decoder:
     "A model of the fast tier."
-    def __init__(self, arch, config, embed, head, norm, layers, device, dtype, kv='none', fast=True, **about):
+    def __init__(self, arch, config, embed, head, norm, layers, device, dtype, kv, why_eager, **about):
         self.arch, self.config, self.embed, self.lm_head, self.norm = arch, config, embed, head, norm
-        self.layers, self.device, self.dtype, self.kv = layers, device, dtype, kv
+        self.layers, self.device, self.dtype, self.kv, self.why_eager = layers, device, dtype, kv, why_eager
         for name in ('name', 'tokenizer', 'scheme', 'path', 'weights', 'notes', 'unified'):
             setattr(self, name, about.get(name))
         self.stop = about.get('stop') or set()
         table = rope_table(config, min(arch.context, 8192))
         self.cos, self.sin = [t.to(device.torch) for t in table]
-        self.why_eager = '' if fast is True else fast
-        self.fast = None if self.why_eager else Fast(self)
+        self.fast = None if why_eager else Fast(self)
     @property
     def nbytes(self):
         own = [self.embed, self.norm] + [self.lm_head] * (not self.arch.tied)
@@ -229,8 +221,8 @@ def from_source(
     layers = [_read_layer(r, f'model.layers.{i}') for i in range(a.layers)]
     norm = r.plain('model.norm.weight')
     about |= dict(scheme=ck.scheme, unified=r.unified, notes=sorted(r.notes))
-    kernels = _fast(dev, r.dtype, fast, layers)
-    d = Decoder(a, ck.config, embed, head, norm, layers, dev, r.dtype, ck.kv, kernels, **about)
+    why = _why_eager(dev, r.dtype, fast, layers)
+    d = Decoder(a, ck.config, embed, head, norm, layers, dev, r.dtype, ck.kv, why, **about)
     spare = [n for n in set(ck.tensors) - r.used if not n.endswith(('k_scale', 'v_scale')) and n != 'lm_head.weight']
     if spare:
         raise CookError(f'{about.get("name")} has {len(spare)} tensors that the fast tier has no place for, '
@@ -256,7 +248,7 @@ def load(
     if no:
         raise CookError(f'{path} has no fast tier: {no}; the general tier runs it')
     return from_source(ck, dev, dtype, scales, activations, fast, path=Path(path), name=Path(path).name,
-                       tokenizer=_tokenizer(path), stop=_stop(path, ck.config))
+                       tokenizer=tokenizer_of(path), stop=_stop(path, ck.config))
 
 # %% ../nbs/58_decoder.ipynb #f92334fb
 def serve(
@@ -279,19 +271,12 @@ def serve(
 # %% ../nbs/58_decoder.ipynb #de66c338
 def _prompt_ids(d, prompts):
     "Prompts (texts or token ids) as lists of ids."
-    out = []
-    for p in prompts:
-        if isinstance(p, str) and d.tokenizer is None:
-            raise CookError(f'{d.name} has no tokenizer; give prompts as token ids')
-        ids = d.tokenizer(p)['input_ids'] if isinstance(p, str) else [int(i) for i in p]
-        if not ids:
-            raise CookError(f'prompt {len(out)} is empty; give at least one token')
-        wrong = next((i for i in ids if not 0 <= i < d.arch.vocab), None)
-        if wrong is not None:
-            raise CookError(f'prompt {len(out)} has the token {wrong}; {d.name} knows 0 to {d.arch.vocab - 1}')
-        out.append(ids)
+    out = [prompt_ids(d, p) for p in prompts]
     if not out:
         raise CookError('there are no prompts; give at least one')
+    wrong = [i for ids in out for i in ids if not 0 <= i < d.arch.vocab]
+    if wrong:
+        raise CookError(f'a prompt has the token {wrong[0]}; {d.name} knows 0 to {d.arch.vocab - 1}')
     return out
 
 # %% ../nbs/58_decoder.ipynb #5dbc74ad
@@ -418,13 +403,12 @@ def product_errors(
     d: Decoder, # loaded with scales='file', or the second rounding counts as an error
     path, # its directory
     rows: int = 16, # random inputs of each product
-    seed: int = 0,
     layers: int = 0, # 0: all
 ) -> dict: # fused product -> relative error
     "Every fused product against the file, in float64."
     import torch
     ck, out = Checkpoint.open(path), {}
-    g = torch.Generator().manual_seed(seed)
+    g = torch.Generator().manual_seed(0)
     with torch.inference_mode():
         for i, layer in enumerate(d.layers[:layers or None]):
             for n, p in layer.products.items():

@@ -18,7 +18,7 @@ from .tuning import Choices, capture, forms, graph_seconds, width
 def _prepare(self, batch):
     "Measure block sizes of shapes that were not met before; all candidates are compiled side by side."
     from tqdm import tqdm
-    if not self.tune or not self.d.embed.is_cuda:
+    if not self.d.embed.is_cuda:
         return
     todo = {}
     for name, p in [(n, p) for l in self.d.layers for n, p in l.products.items()] + [('head', self.head)]:
@@ -29,7 +29,7 @@ def _prepare(self, batch):
     with rehearse() as dry:
         for t in todo.values() if dry else ():
             t.all()
-    for key, t in tqdm(todo.items(), desc='block sizes', leave=False, disable=not self.progress or not todo):
+    for key, t in tqdm(todo.items(), desc='block sizes', leave=False, disable=not todo):
         self.choices.put(key, t.best())
     self.choices.save()
 
@@ -329,13 +329,10 @@ def _many(self, ids, cache): # [batch, tokens, hidden]
 # %% ../nbs/57_fast.ipynb #51110cf3
 class Fast:
     "A decoder's kernels: ports, block sizes, steps."
-    def __init__(self, d, knobs=None, tune=True, progress=True):
+    def __init__(self, d):
         import torch
         kernels.ready()
         self.d = d
-        self.knobs = knobs or Knobs()
-        self.tune = tune
-        self.progress = progress
         self.head = Product('bf16', d.lm_head)
         self.last_norm = d.norm.float()
         self.ports = {}
@@ -346,8 +343,8 @@ class Fast:
         cuda = d.embed.is_cuda
         at = torch.cuda.get_device_properties(d.embed.device) if cuda else None
         self.units = at.multi_processor_count if cuda else 4
-        if not cuda or (at.major, at.minor) < (9, 0):
-            self.knobs = Knobs(pdl=False, keys=False)
+        hopper = cuda and (at.major, at.minor) >= (9, 0)
+        self.knobs = Knobs() if hopper else Knobs(pdl=False, keys=False)
         self.choices = Choices(f'{at.name}, triton {kernels.triton.__version__}' if cuda else 'interpreter')
         fold = lambda w, p: w.float() if p.smooth is None else w.float() * p.smooth.float()
         self.norms = [(fold(l.norm1, l.qkv), fold(l.norm2, l.gate_up)) for l in d.layers]

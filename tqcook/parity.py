@@ -32,38 +32,7 @@ def _findings(p):
            f'the logits in step differ by {p.logits:.2e}, more than {p.cost_share:g} of the cost ({p.cost or 0:.2e})')
     yield (p.free > p.floor_share * p.floor,
            f'the free logits differ by {p.free:.2e}, more than {p.floor_share:g} times the floor ({p.floor:.2e})')
-    yield p.cost and p.lean > _halfway(p), f'the free logits lean {p.lean or 0:.0%} of the way to the unquantized model'
-
-# %% ../nbs/52_parity.ipynb #8d1c9183
-def _halfway(p):
-    "From rounding alone to no quantization at all."
-    return (1 + p.lean_floor) / 2
-
-# %% ../nbs/52_parity.ipynb #069506b6
-def _table(p):
-    rows = [['linears compared', f'{p.linears - len(p.unseen)} of {p.expected}', 'all, but experts never chosen'],
-            ['worst linear', f'{p.worst:.2e}', f'{p.bound:g}'],
-            ['logits, in step', f'{p.logits:.2e}', f'{p.cost_share * p.cost:.2e}' if p.cost else 'needs a base model'],
-            ['logits, free', f'{p.free:.2e}', f'{p.floor_share * p.floor:.2e}'],
-            ['*floor: one more rounding*', f'{p.floor:.2e}', '']]
-    if p.cost:
-        rows += [['lean towards the base model', f'{p.lean:.2f}', f'{_halfway(p):.2f}'],
-                 ['*cost: the scheme against BF16*', f'{p.cost:.2e}', '']]
-    verdict = '; '.join(p.failures) or 'The runtime computes what the file says'
-    table = md_table(rows, ['relative error', 'measured', 'bound'])
-    return f'{table}\n\n**{verdict}.** {", ".join(p.arithmetic)}; {p.tokens} tokens on {p.device}.'
-
-# %% ../nbs/52_parity.ipynb #13868214
-def _plot(runs):
-    import matplotlib.pyplot as plt
-    fig, ax = plt.subplots(figsize=(6.4, 2.6), dpi=80, layout='constrained')
-    for name, p in runs.items():
-        ax.semilogy([max(e, 1e-7) for e in p.errors.values()], '.', label=name, ms=4)
-    ax.axhline(p.bound, color='k', lw=.8, label='bound')
-    ax.set(xlabel='linear, in the order of the model', ylabel='relative error')
-    ax.legend(fontsize=7, loc='center left', bbox_to_anchor=(1, .5))
-    plt.close(fig)
-    return fig
+    yield p.cost and p.lean > p.halfway, f'the free logits lean {p.lean or 0:.0%} of the way to the unquantized model'
 
 # %% ../nbs/52_parity.ipynb #dc66fc1b
 @dataclass
@@ -96,16 +65,41 @@ class Parity(Result):
     def worst(self):
         return max((e for e in self.errors.values() if e == e), default=float('inf'))
     @property
+    def halfway(self): # from rounding alone to no quantization at all: how far the free logits may lean
+        return (1 + self.lean_floor) / 2
+    @property
     def failures(self) -> list: # sentences
         return [sentence for wrong, sentence in _findings(self) if wrong]
     @property
     def passed(self):
         return not self.failures
     def _repr_markdown_(self):
-        return _table(self)
+        cost = f'{self.cost_share * self.cost:.2e}' if self.cost else 'needs a base model'
+        compared = f'{self.linears - len(self.unseen)} of {self.expected}'
+        rows = [
+            ['linears compared', compared, 'all, but experts never chosen'],
+            ['worst linear', f'{self.worst:.2e}', f'{self.bound:g}'],
+            ['logits, in step', f'{self.logits:.2e}', cost],
+            ['logits, free', f'{self.free:.2e}', f'{self.floor_share * self.floor:.2e}'],
+            ['*floor: one more rounding*', f'{self.floor:.2e}', ''],
+        ]
+        if self.cost:
+            rows.append(['lean towards the base model', f'{self.lean:.2f}', f'{self.halfway:.2f}'])
+            rows.append(['*cost: the scheme against BF16*', f'{self.cost:.2e}', ''])
+        verdict = '; '.join(self.failures) or 'The runtime computes what the file says'
+        table = md_table(rows, ['relative error', 'measured', 'bound'])
+        return f'{table}\n\n**{verdict}.** {", ".join(self.arithmetic)}; {self.tokens} tokens on {self.device}.'
     def plot(self, controls=None):
         "Relative error of each linear beside the bound; `controls`: runtimes that are wrong on purpose."
-        return _plot({'this runtime': self, **(controls or {})})
+        import matplotlib.pyplot as plt
+        fig, ax = plt.subplots(figsize=(6.4, 2.6), dpi=80, layout='constrained')
+        for name, p in {'this runtime': self, **(controls or {})}.items():
+            ax.semilogy([max(e, 1e-7) for e in p.errors.values()], '.', label=name, ms=4)
+        ax.axhline(self.bound, color='k', lw=.8, label='bound')
+        ax.set(xlabel='linear, in the order of the model', ylabel='relative error')
+        ax.legend(fontsize=7, loc='center left', bbox_to_anchor=(1, .5))
+        plt.close(fig)
+        return fig
 
 # %% ../nbs/52_parity.ipynb #1e1804e5
 @contextlib.contextmanager
@@ -223,8 +217,7 @@ def parity(
     ws, watch, sums = _token_windows(windows, runtime, max_windows), _Watch(reference, rows), Counter()
     for w in ws:
         _compare_logits(sums, runtime, reference, base, watch, w)
-    def error(k, of):
-        return (sums[k] / sums[of]) ** .5 if sums[of] > 0 else float('nan')
+    error = lambda k, of: (sums[k] / sums[of]) ** .5 if sums[of] > 0 else float('nan')
     cost = lean = lean_floor = None
     if base is not None:
         cost = error('cost', 'base')

@@ -102,7 +102,6 @@ class Synthetic:
         scheme=None, # a key of `STORED`; None: BF16
         kv: str = 'none', # 'none' or 'fp8'
         device: str = 'cpu', # torch device name
-        seed: int = 0,
     ):
         import torch
         if scheme not in (None, *STORED):
@@ -111,7 +110,7 @@ class Synthetic:
         self.scheme, self.kv = scheme, kv
         self.device = device
         self.algo = STORED[scheme][3] if scheme else None
-        self.generator = torch.Generator(device).manual_seed(seed)
+        self.generator = torch.Generator(device).manual_seed(0)
         bias = config['model_type'] == 'qwen2'
         self.modules = {n: _module(scheme, n, shape, bias) for n, shape in _shapes(config).items()}
         self.tensors = {f'{n}.{leaf}': t for n, parts in self.modules.items() for leaf, t in parts.items()}

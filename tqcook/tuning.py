@@ -6,6 +6,7 @@
 __all__ = ['Form', 'width', 'forms', 'Choices', 'capture', 'graph_seconds']
 
 # %% ../nbs/54_tuning.ipynb #6d801741
+import contextlib
 import statistics
 from dataclasses import dataclass
 from pathlib import Path
@@ -94,14 +95,11 @@ class Choices:
 
     def save(self):
         "Add what was measured to the file; a home that cannot be written costs the next run its warm start."
-        if not self.new:
-            return
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            write_json(self.path, _known(self.path) | {self.device: self.known})
-            self.new = 0
-        except (OSError, CookError):
-            pass
+        with contextlib.suppress(OSError, CookError):
+            if self.new:
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                write_json(self.path, _known(self.path) | {self.device: self.known})
+                self.new = 0
 
 # %% ../nbs/54_tuning.ipynb #e4eaa0e9
 def capture(run): # torch.cuda.CUDAGraph
@@ -121,18 +119,16 @@ def capture(run): # torch.cuda.CUDAGraph
 # %% ../nbs/54_tuning.ipynb #562c7d5a
 def graph_seconds(
     run, # enqueues the work
-    repeats: int = 5,
-) -> float: # median
+) -> float: # median of five
     "Time of work replayed as a CUDA graph."
     import torch
     g = capture(run)
     times = []
-    for i in range(repeats + 1):
+    for _ in range(6):
         a, b = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         a.record()
         g.replay()
         b.record()
         b.synchronize()
-        if i:
-            times.append(a.elapsed_time(b) * 1e-3)
-    return statistics.median(times)
+        times.append(a.elapsed_time(b) * 1e-3)
+    return statistics.median(times[1:])
