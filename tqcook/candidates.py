@@ -164,9 +164,7 @@ def candidates(
 IDEAL = dict(ppl_ratio=1, kld_mean=0, top1_agreement=1) # of the statistics that a budget limits
 
 # %% ../nbs/64_candidates.ipynb #c23
-def excess(
-    c: Comparison,
-) -> tuple: # (how many times what is allowed, the statistic that does it)
+def excess(c: Comparison) -> tuple: # (how many times what is allowed, the statistic that does it)
     "What a model spends of its budget at the statistic that spends most; up to 1 keeps it."
     if not c.stats:
         return math.inf, 'share of logits that are not finite'

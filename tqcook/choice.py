@@ -180,14 +180,14 @@ def _beside(x, c):
     return f'{x.name} takes {x.bits / c.bits - 1:+.2%} bits; {told}.'
 
 # %% ../nbs/65_choice.ipynb #c23
-def _on_others(choice, most=2):
+def _on_others(choice):
     "The rivals that passed as well and are nearest in bits, one a scheme."
     c, rivals = choice.chosen, {}
     distance = lambda x: (abs(x.bits - c.bits), x.kld)
     for x in sorted(choice.tried, key=distance):
         if x.keeps and x.scheme != c.scheme:
             rivals.setdefault(x.scheme, x)
-    for x in list(rivals.values())[:most]:
+    for x in list(rivals.values())[:2]:
         yield _beside(x, c)
 
 # %% ../nbs/65_choice.ipynb #c24

@@ -92,9 +92,7 @@ def _cmd_list(a) -> int:
     return 0
 
 # %% ../nbs/84_cli.ipynb #d75b8456
-def summary(
-    recipe: Recipe,
-) -> str: # plain text
+def summary(recipe: Recipe) -> str: # plain text
     "A recipe's purpose and its parameters with types, defaults and help: the values that `run` takes."
     rows = [(p.name, p.type, repr(p.default), p.help) for p in recipe.parameters.values()]
     wide = [max([len(r[i]) for r in rows] or [0]) for i in range(3)]
@@ -106,9 +104,7 @@ _OPTIONAL = dict(torch='torch quantize', transformers='transformers quantize', m
                  tensorrt_rtx='tensorrt-rtx-cu13 rtx', tensorrt_llm='tensorrt-llm trtllm') # distribution, extra
 
 # %% ../nbs/84_cli.ipynb #1f41c133
-def advice_for(
-    here: device.Device,
-) -> dict: # work -> what to take, on a model of 8 billion parameters
+def advice_for(here: device.Device) -> dict: # work -> what to take, on a model of 8 billion parameters
     "What this machine should serve in."
     if here.kind != 'cuda':
         return {'no GPU here': 'TensorRT-LLM needs one by NVIDIA; `tqcook advise --gpu h200` speaks for one elsewhere'}

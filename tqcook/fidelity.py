@@ -108,12 +108,11 @@ def agree(base,        # `models.Loaded`, with its tokenizer
           endpoint,    # from `endpoint.connect`
           corpus,      # `data.Corpus`; the first half of each window is a prompt
           tokens=8,    # to write after each
-          at_once=32,  # requests in flight
          ) -> Agreement:
     "Let a model and a server continue the same prompts."
     cut = [(w[:len(w) // 2], w[len(w) // 2]) for w in corpus.windows]
     word = lambda i: base.tokenizer.decode([int(i)], skip_special_tokens=True).strip()
-    with ThreadPoolExecutor(at_once) as pool:
+    with ThreadPoolExecutor(32) as pool:
         there = list(pool.map(lambda x: continued(endpoint, x[0], tokens), cut))
     here = [runtime.generate(base, prompt, tokens).text for prompt, _ in cut]
     pairs = [(a.strip(), b.strip()) for a, b in zip(here, there, strict=True)]

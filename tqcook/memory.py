@@ -6,6 +6,7 @@
 __all__ = ['RESERVED', 'MemoryPlan', 'memory_plan', 'parallel_plan', 'nodes']
 
 # %% ../nbs/60_memory.ipynb #ef960e55
+import contextlib
 import math
 from dataclasses import dataclass
 
@@ -111,14 +112,10 @@ def memory_plan(
                       device.memory_bytes if gpu else None, device.name if gpu else '')
 
 # %% ../nbs/60_memory.ipynb #67be836c
-def _splits(gpus_per_node, max_gpus):
-    "(tp, pp), few GPUs first; stages only across full machines or where one machine is not enough."
-    found = []
-    for tp in (1, 2, 4, 8, 16):
-        for pp in range(1, 17):
-            whole = pp == 1 or tp == gpus_per_node or tp * pp > gpus_per_node
-            if tp <= gpus_per_node and tp * pp <= max_gpus and whole:
-                found.append((tp, pp))
+def _splits(max_gpus):
+    "(tp, pp), few GPUs first; stages only across full machines of 8 GPUs or where one machine is not enough."
+    pairs = [(tp, pp) for tp in (1, 2, 4, 8) for pp in range(1, 17) if tp * pp <= max_gpus]
+    found = [(tp, pp) for tp, pp in pairs if pp == 1 or tp == 8 or tp * pp > 8]
     return sorted(found, key=lambda split: (split[0] * split[1], split[1]))
 
 # %% ../nbs/60_memory.ipynb #f8b16ece
@@ -129,18 +126,14 @@ def parallel_plan(
     batch: int = 1,
     context: int = 2048,
     device: Device|str = 'h100',
-    gpus_per_node: int = 8,
     max_gpus: int = 64,
 ) -> MemoryPlan: # raises `CookError` when `max_gpus` are not enough
     "The smallest tensor- and pipeline-parallel split that fits."
     s = config if isinstance(config, Shape) else shape_of(config)
     last = memory_plan(s, scheme, kv, batch, context, device=device)
-    for tp, pp in _splits(gpus_per_node, max_gpus):
-        try:
-            _check_split(s, tp, pp)
-        except CookError:
-            continue
-        last = memory_plan(s, scheme, kv, batch, context, tp, pp, device)
+    for tp, pp in _splits(max_gpus):
+        with contextlib.suppress(CookError): # a split that the model does not allow
+            last = memory_plan(s, scheme, kv, batch, context, tp, pp, device)
         if last.fits:
             return last
     raise CookError(f'{batch} requests of {context} tokens in {scheme} do not fit on {max_gpus} × '

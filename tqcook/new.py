@@ -6,7 +6,6 @@
 __all__ = ['new_recipe']
 
 # %% ../nbs/85_new.ipynb #d096e01f
-import json
 import re
 from pathlib import Path
 
@@ -18,43 +17,30 @@ from .recipe import recipe_paths
 _CODE = r'\w+ +=|from |with |recipe\.' # how a cell of code begins
 
 # %% ../nbs/85_new.ipynb #8f906161
-def _cell(i: int, source: str) -> dict:
+def _cell(i: int, source: str):
     "One cell of a new notebook."
-    cell = dict(
-        cell_type='markdown',
-        id=f'cell{i:04}',
-        metadata={},
-        source=source.splitlines(True),
-    )
-    if re.match(_CODE, source):
-        cell |= dict(cell_type='code', execution_count=None, outputs=[])
-    if '# type:' in source:
-        cell['metadata'] = dict(tags=['parameters'])
-    return cell
+    from nbformat.v4 import new_code_cell, new_markdown_cell
+    new = new_code_cell if re.match(_CODE, source) else new_markdown_cell
+    tags = dict(tags=['parameters']) if '# type:' in source else {}
+    return new(source, id=f'cell{i:04}', metadata=tags)
 
 # %% ../nbs/85_new.ipynb #f8faceae
-def _notebook(name: str) -> dict:
+def _notebook(name: str):
     "A recipe of this name, from the template."
+    from nbformat.v4 import new_notebook
     template = (Path(tqcook.__file__).parent/'recipe_template.txt').read_text()
     title = name.replace('_', ' ').capitalize()
     parts = template.format(name=name, title=title).rstrip('\n').split('\n---\n')
-    kernel = dict(
-        display_name='python3',
-        language='python',
-        name='python3',
-    )
-    return dict(
-        cells=[_cell(i, part) for i, part in enumerate(parts)],
-        metadata=dict(kernelspec=kernel),
-        nbformat=4,
-        nbformat_minor=5,
-    )
+    kernel = dict(display_name='python3', language='python', name='python3')
+    cells = [_cell(i, part) for i, part in enumerate(parts)]
+    return new_notebook(cells=cells, metadata=dict(kernelspec=kernel))
 
 # %% ../nbs/85_new.ipynb #3ff69da5
 def new_recipe(
     name: str, # lower case, a word or several with underscores
 ) -> Path: # the notebook
     "Write a recipe that runs as it is, with the next free number."
+    import nbformat
     if not re.fullmatch(r'[a-z][a-z0-9_]{0,39}', name):
         raise CookError(f'{name!r} cannot be the name of a recipe; expected lower case words, such as my_recipe')
     paths = recipe_paths()
@@ -63,5 +49,4 @@ def new_recipe(
     folder = next(iter(paths.values())).parent
     taken = [int(p.name[:2]) for p in folder.glob('[0-9][0-9]_*.ipynb')]
     number = max(taken, default=-1) + 1
-    nb = _notebook(name)
-    return atomic_write(folder/f'{number:02}_{name}.ipynb', json.dumps(nb, indent=1, sort_keys=True) + '\n')
+    return atomic_write(folder/f'{number:02}_{name}.ipynb', nbformat.writes(_notebook(name)) + '\n')

@@ -56,14 +56,6 @@ def _named():
     with mock.patch.object(linears, 'quantize_input', told), mock.patch.object(fused, 'quantize_input', told):
         yield
 
-# %% ../nbs/66_profile.ipynb #6453a674
-def _kernels(prof):
-    "The kernels that a profiler saw on the GPU, without the ranges that annotations span."
-    import torch
-    for e in prof.events():
-        if e.device_type == torch.autograd.DeviceType.CUDA and not getattr(e, 'is_user_annotation', False):
-            yield e
-
 # %% ../nbs/66_profile.ipynb #dd9c2537
 def _is_call(event):
     "Whether Python called this operation, and not another operation."
@@ -74,7 +66,6 @@ def _is_call(event):
 def time_by_kind(
     run, # a step
     cuda: bool, # on a GPU its kernels count, else the operations of PyTorch
-    times: int = 3,
 ): # ({kind: share of the time}, kernels or operations in a step)
     "What a step's time goes to."
     import torch
@@ -82,17 +73,20 @@ def time_by_kind(
     os.environ.setdefault('KINETO_LOG_LEVEL', '6') # silent
     wanted = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * cuda
     with _named(), torch.profiler.profile(activities=wanted) as prof:
-        for _ in range(times):
+        for _ in range(3):
             run()
         if cuda:
             torch.cuda.synchronize()
-    events = list(_kernels(prof)) if cuda else prof.events()
+    events = prof.events()
+    if cuda: # without the ranges that annotations span
+        kernel = lambda e: e.device_type.name == 'CUDA' and not getattr(e, 'is_user_annotation', False)
+        events = list(filter(kernel, events))
     spent = dict.fromkeys((*KINDS, 'rest'), 0.)
     for e in events:
         spent[_kind_within(e)] += e.time_range.elapsed_us() if cuda else e.self_cpu_time_total
     total = sum(spent.values()) or 1.
     shares = {k: v / total for k, v in spent.items()}
-    return shares, sum(cuda or _is_call(e) for e in events) / times
+    return shares, sum(cuda or _is_call(e) for e in events) / 3
 
 # %% ../nbs/66_profile.ipynb #62db92d6
 @dataclass
@@ -282,9 +276,7 @@ def _roof(ax, p, dtype):
     ax.annotate(dtype.upper(), (xs[-1], ys[-1]), ha='right', va='bottom', fontsize=8, color='.4')
 
 # %% ../nbs/66_profile.ipynb #0abd1e70
-def plot(
-    p: Profile,
-): # a matplotlib figure
+def plot(p: Profile): # a matplotlib figure
     "The roofline of a device with all points: filled as measured, hollow as predicted."
     import matplotlib.pyplot as plt
     fig, ax = plt.subplots(figsize=(7.2, 4.4), dpi=80)
@@ -335,9 +327,7 @@ def _pays(p, mine):
             f'{_span(predicted)} predicted.')
 
 # %% ../nbs/66_profile.ipynb #cf51457a
-def says(
-    p: Profile,
-) -> Markdown: # a paragraph
+def says(p: Profile) -> Markdown: # a paragraph
     "What the figure says for this device, from its numbers."
     c, j, groups = p.ceilings, p.judged(), {}
     bf16 = c.rate('bf16')

@@ -223,14 +223,6 @@ def find_recipe(
         raise CookError(f'unknown recipe {reprlib.repr(name)}{suggest(name, paths)}')
     return read_recipe(named[name])
 
-# %% ../nbs/80_recipe.ipynb #303add57
-def _sections(path: Path) -> dict:
-    "Sections of name: text pairs; raises CookError for anything else."
-    content = read_yaml(path) or {}
-    if not isinstance(content, dict) or not all(isinstance(v, dict) for v in content.values()):
-        raise CookError(f'{path} must hold one section of name: value pairs for each recipe')
-    return content
-
 # %% ../nbs/80_recipe.ipynb #74905259
 def read_size(
     size: str, # name of a file in recipes/params, without .yaml; '' for the notebook's own values
@@ -242,7 +234,9 @@ def read_size(
     there = {p.stem: p for p in sorted((recipe.path.parent/'params').glob('*.yaml'))}
     if size not in there:
         raise CookError(f'unknown size {reprlib.repr(size)}{suggest(size, there)}')
-    content = _sections(there[size])
+    content = read_yaml(there[size]) or {}
+    if not isinstance(content, dict) or not all(isinstance(v, dict) for v in content.values()):
+        raise CookError(f'{there[size]} must hold one section of name: value pairs for each recipe')
     common, section = content.get('all', {}), content.get(recipe.name)
     missing = [k for k in common if k not in recipe.parameters]
     if section is None and (missing or not common):
@@ -295,14 +289,13 @@ class Stages(list):
 # %% ../nbs/80_recipe.ipynb #c30700c7
 def require(
     *modules: str, # packages that the recipe imports later
-    extra: str = 'quantize', # the extra of this package that installs them
     disk: float = 0, # bytes that it will write
     where: str = '.', # the folder that it writes to
 ):
     "Raise CookError for a package that is not installed or a disk that is too small."
     gone = [m for m in modules if importlib.util.find_spec(m) is None]
     if gone:
-        raise CookError(f"{gone[0]} is not installed here; install it with: pip install 'tqcook[{extra}]'")
+        raise CookError(f"{gone[0]} is not installed here; install it with: pip install 'tqcook[quantize]'")
     place = next(p for p in (Path(where).absolute(), *Path(where).absolute().parents) if p.exists())
     free = shutil.disk_usage(place).free
     if free < 1.2 * disk:
@@ -396,20 +389,15 @@ def finish(
     here = {} if found.get('device') else dict(device=detect(_run['parameters'].get('device', 'auto')))
     out['environment'] = environment() | plain(here) | found
     out['seconds'] = dict(total=round(time.perf_counter() - _run['begun'], 3)) | out.get('seconds', {})
-    target = _run['results']
-    if target:
-        Path(target).parent.mkdir(parents=True, exist_ok=True)
+    if _run['results']:
+        target = Path(_run['results'])
+        target.parent.mkdir(parents=True, exist_ok=True)
         write_json(target, out)
-    _display(out)
-    return out
-
-# %% ../nbs/80_recipe.ipynb #8d0ea17d
-def _display(results: dict):
-    "Show the outcome in the notebook, and carry the whole dict along under `MIME`."
     ip = sys.modules.get('IPython')
     if ip and ip.get_ipython():
-        text = str(outcome(results))
-        ip.display.display({MIME: results, 'text/markdown': text, 'text/plain': text}, raw=True)
+        text = str(outcome(out))
+        ip.display.display({MIME: out, 'text/markdown': text, 'text/plain': text}, raw=True)
+    return out
 
 # %% ../nbs/80_recipe.ipynb #cf182ba2
 _ROWS = [line.split(' | ') for line in '''model | model.name | {} | -

@@ -16,11 +16,6 @@ import tqcook
 from .core import esc, md_table
 from .recipe import EXIT, MIME, Recipe, at, outcome
 
-# %% ../nbs/81_report.ipynb #34c7373d
-def _style() -> str:
-    "The page's own style sheet."
-    return (Path(tqcook.__file__).parent/'report.css').read_text()
-
 # %% ../nbs/81_report.ipynb #cf99d962
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
 
@@ -41,6 +36,7 @@ def to_html(
 # %% ../nbs/81_report.ipynb #c766e445
 def _output_html(o) -> str:
     "One cell output as HTML; without stderr and the outcome that stands on top."
+    from nbconvert.filters import strip_ansi
     data = o.get('data', {})
     one = lambda v: v if isinstance(v, str) else ''.join(v)
     if o.output_type == 'stream' and o.name == 'stderr' or MIME in data:
@@ -54,12 +50,7 @@ def _output_html(o) -> str:
     if 'text/markdown' in data:
         return to_html(one(data['text/markdown']))
     text = data.get('text/plain') or o.get('text') or '\n'.join(o.get('traceback', []))
-    return f'<pre>{html.escape(_no_ansi(one(text)))}</pre>' if text else ''
-
-# %% ../nbs/81_report.ipynb #234c7e94
-def _no_ansi(s: str) -> str:
-    "A text without the codes that color a terminal."
-    return re.sub(r'\x1b\[[0-9;]*[A-Za-z]', '', s)
+    return f'<pre>{html.escape(strip_ansi(one(text)))}</pre>' if text else ''
 
 # %% ../nbs/81_report.ipynb #46724978
 def interval_svg(
@@ -117,8 +108,9 @@ def report_html(
     links = re.findall(r'<h2 id="([^"]*)">(.*?)</h2>', '\n'.join(body))
     nav = ''.join(f'<a href="#{anchor}">{re.sub("<[^>]*>", "", text)}</a>' for anchor, text in links)
     body.insert(titles[0] + 1 if titles else 0, f'{_top(results)}<nav aria-label="Contents">{nav}</nav>')
+    style = (Path(tqcook.__file__).parent/'report.css').read_text()
     head = ('<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
             f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
-            f'<title>{html.escape(recipe.title)}</title><style>{_style()}</style>')
+            f'<title>{html.escape(recipe.title)}</title><style>{style}</style>')
     page = '\n'.join([*body, _bottom(results, recipe)])
     return f'<!doctype html>\n<html lang="en"><head>{head}</head>\n<body><main>\n{page}\n</main></body></html>\n'

@@ -7,6 +7,7 @@ __all__ = ['REACHED', 'LAUNCH', 'ROWS', 'KERNELS', 'ATTENTION', 'SPREAD', 'Ceili
            'copy_bandwidth', 'product_rate', 'kept', 'measure', 'Prediction', 'predict', 'pays_until']
 
 # %% ../nbs/61_roofline.ipynb #92b1c42f
+import contextlib
 import math
 import os
 import re
@@ -46,9 +47,7 @@ REACHED = dict(bandwidth=.9, bf16=.75, fp8=.68, int8=.46, fp4=.68)
 LAUNCH = 4e-6
 
 # %% ../nbs/61_roofline.ipynb #57b2150b
-def from_datasheet(
-    device: Device,
-) -> Ceilings: # raises `CookError` for a device without known peaks
+def from_datasheet(device: Device) -> Ceilings: # raises `CookError` for a device without known peaks
     "Ceilings of a GPU that is not here."
     if not device.bandwidth or not device.rate('bf16'):
         raise CookError(f'the peaks of {device.name} are not known; measure them there, or name a GPU of the table')
@@ -78,9 +77,7 @@ def time_of(
     return statistics.median(times[warm:])
 
 # %% ../nbs/61_roofline.ipynb #a7608f72
-def copy_bandwidth(
-    device: Device,
-) -> float: # bytes read and written a second
+def copy_bandwidth(device: Device) -> float: # bytes read and written a second
     "Bandwidth of a large copy."
     import torch
     cuda = device.kind == 'cuda'
@@ -119,33 +116,24 @@ def product_rate(
     seconds = time_of(lambda: [run() for _ in range(times)], cuda, repeats=9)
     return 2 * rows * n * k * times / seconds
 
-# %% ../nbs/61_roofline.ipynb #0d809c3e
-def _chain(device, n=256, length=64):
-    "A product of one row after another, each of the one before; the weights stay in any cache."
-    import torch
-    x, w = (torch.randn(rows, n, device=device).bfloat16() for rows in (1, n))
-
-    def run():
-        y = x
-        for _ in range(length):
-            y = torch.nn.functional.linear(y, w)
-
-    return run, length
-
 # %% ../nbs/61_roofline.ipynb #e9912981
 def _starts(device): # (in a CUDA graph, one by one from Python); on a CPU both are the same
-    "Seconds from one small product to the next, which waits for it."
+    "Seconds from one small product to the next, which waits for it; the weights stay in any cache."
     import torch
+    x, w = (torch.randn(rows, 256, device=device.torch).bfloat16() for rows in (1, 256))
+    def run():
+        y = x
+        for _ in range(64):
+            y = torch.nn.functional.linear(y, w)
     cuda = device.kind == 'cuda'
-    run, length = _chain(device.torch)
-    call = time_of(run, cuda, repeats=9) / length
+    call = time_of(run, cuda, repeats=9) / 64
     if not cuda:
         return call, call
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         for _ in range(8): # so long that waiting for its end is next to nothing
             run()
-    return time_of(graph.replay, cuda, repeats=9) / (8 * length), call
+    return time_of(graph.replay, cuda, repeats=9) / (8 * 64), call
 
 # %% ../nbs/61_roofline.ipynb #fe92d5f5
 def _file(device):
@@ -155,9 +143,7 @@ def _file(device):
     return user_cache(f"{re.sub('[^A-Za-z0-9.]+', '-', name)}.json")
 
 # %% ../nbs/61_roofline.ipynb #c6f5a1b3
-def kept(
-    device: Device,
-) -> Ceilings|None: # None: none, or none that can be read
+def kept(device: Device) -> Ceilings|None: # None: none, or none that can be read
     "What was measured earlier on this device, driver and PyTorch."
     try:
         c = Ceilings(**read_json(_file(device)))
@@ -169,12 +155,10 @@ def kept(
 # %% ../nbs/61_roofline.ipynb #7d955689
 def _keep(device, ceilings):
     "Keep ceilings; a home that cannot be written costs the next measurement, not this one."
-    try:
+    with contextlib.suppress(OSError, CookError):
         path = _file(device)
         path.parent.mkdir(parents=True, exist_ok=True)
         write_json(path, ceilings.to_dict())
-    except (OSError, CookError):
-        pass
 
 # %% ../nbs/61_roofline.ipynb #917e9359
 def _disturbed(device, bandwidth, rates):
@@ -309,14 +293,12 @@ def pays_until(
     ceilings: Ceilings,
     scheme: str,
     context: int = 2048,
-    least: float = 1.05, # gain worth having
-    limit: int = 4096, # largest batch looked at
-) -> int: # the largest power of two; 0: not even a single request gains that
+) -> int: # the largest power of two, 4096 at most; 0: not even a single request gains 5 %
     "Up to how many requests a scheme makes decoding faster."
-    batch, found = 1, 0
-    while batch <= limit:
+    batch = 1
+    while batch <= 4096:
         base, mine = (predict(shape, ceilings, n, batch=batch, context=context).seconds for n in ('none', scheme))
-        if base / mine < least:
+        if base / mine < 1.05:
             break
-        batch, found = 2 * batch, batch
-    return found
+        batch *= 2
+    return batch // 2

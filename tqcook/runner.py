@@ -422,9 +422,8 @@ def _save_figures(nb, folder: Path):
     "The notebook's figures as files: `figures/1.png`, `figures/2.png`, in order."
     outputs = [o for c in nb.cells for o in c.get('outputs', [])]
     pngs = [o.data['image/png'] for o in outputs if 'image/png' in o.get('data', {})]
-    if pngs:
-        (folder/'figures').mkdir(exist_ok=True)
     for i, png in enumerate(pngs, 1):
+        (folder/'figures').mkdir(exist_ok=True)
         atomic_write(folder/'figures'/f'{i}.png', base64.b64decode(png))
 
 # %% ../nbs/82_runner.ipynb #d860f400

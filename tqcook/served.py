@@ -219,10 +219,10 @@ def _bound(own, top, known):
     bound = inside.sum(-1) + p * (p / q).log()
     return bound.clamp(min=0)
 
-def _overlap(z, ids, k=5):
-    "Share of the base's k likeliest tokens among the server's."
-    here = z.topk(k, -1)[1]
-    hit = here[:, :, None] == ids[:, None, :k]
+def _overlap(z, ids):
+    "Share of the base's five likeliest tokens among the server's."
+    here = z.topk(5, -1)[1]
+    hit = here[:, :, None] == ids[:, None, :5]
     return hit.any(-1).float().mean(-1)
 
 # %% ../nbs/75_served.ipynb #c26
@@ -264,7 +264,6 @@ def compare_served(base,                    # `models.Loaded`, a logits object, 
                    corpus,                  # `data.Corpus`
                    noise_floor='rounding',  # one of `reference.NOISES`
                    k=20,                    # likeliest tokens to ask for
-                   at_once=32,              # requests in flight
                    record='',               # JSONL file in which answers are kept; '' keeps none
                    progress=True,           # text bar on stderr
                    **limits,                # budget: max_ppl_ratio, max_kld, min_top1
@@ -276,7 +275,7 @@ def compare_served(base,                    # `models.Loaded`, a logits object, 
     if tokenizer is not None:
         text = tokenizer.decode(corpus.windows[0][:64], skip_special_tokens=True)
         same_tokenizer(endpoint, tokenizer, text)
-    found = _Recording(answers(endpoint, corpus, tokenizer, k, at_once, record), source)
+    found = _Recording(answers(endpoint, corpus, tokenizer, k, record=record), source)
     size, chunk = batch_sizes(source, corpus)
     columns = Columns(corpus.doc)
     reference = Live(source, corpus, chunk, noise_floor)
