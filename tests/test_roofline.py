@@ -246,7 +246,5 @@ def test_plain_pytorch_starts_every_call():
 
 def test_a_start_is_not_the_time_of_the_bytes():
     "Taken beside the bytes of a large product it was 12 microseconds on an H100, and every prediction 40 % too long."
-    run, length = roofline._chain('cpu')
-    assert 2 * 256 * 256 * length < 1e8 # next to nothing to read or to compute
     launch, call = roofline._starts(detect('cpu'))
     assert 0 < launch == call < 1e-3

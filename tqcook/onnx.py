@@ -34,14 +34,6 @@ def untraceable(
         why = 'ModelOpt packs INT4 along the output axis and this exporter does not unpack that'
     return why and f'{scheme} is not compiled here: {why}; TensorRT-LLM serves it'
 
-# %% ../nbs/72_onnx.ipynb #0e40224b
-@contextlib.contextmanager
-def _quiet():
-    "The exporter warns about every shape that it takes for a constant, which is what we want here."
-    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-        warnings.simplefilter('ignore')
-        yield
-
 # %% ../nbs/72_onnx.ipynb #a46e9e59
 def _empty_parameters(model):
     "FP16 memory that nobody touches, which costs nothing; one number each, because the exporter merges equal tensors."
@@ -67,8 +59,9 @@ def _traced(model, batch, length):
     ids, pos = torch.zeros(batch, length, dtype=torch.long), torch.arange(length)[None].repeat(batch, 1)
     mask = torch.full((batch, 1, length, length), torch.finfo(torch.float16).min, dtype=torch.float16).triu(1)
     f, names = io.BytesIO(), ['input_ids', 'attention_mask', 'position_ids']
+    quiet = warnings.catch_warnings(action='ignore') # of every shape taken for a constant, which is what we want
     try:
-        with _quiet(), torch.no_grad():
+        with quiet, contextlib.redirect_stdout(io.StringIO()), torch.no_grad():
             torch.onnx.export(Prefill(), (ids, mask, pos), f, dynamo=False, opset_version=20, input_names=names,
                               output_names=['logits'], export_params=False, do_constant_folding=False) # folding renames
     except Exception as e: # whatever the exporter meets in a model's code

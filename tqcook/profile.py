@@ -56,6 +56,12 @@ def _named():
     with mock.patch.object(linears, 'quantize_input', told), mock.patch.object(fused, 'quantize_input', told):
         yield
 
+# %% ../nbs/66_profile.ipynb #6453a674
+def _kernels(prof):
+    "The kernels that a profiler saw on the GPU, without the ranges that annotations span."
+    on_gpu = [e for e in prof.events() if e.device_type.name == 'CUDA']
+    return [e for e in on_gpu if not getattr(e, 'is_user_annotation', False)]
+
 # %% ../nbs/66_profile.ipynb #dd9c2537
 def _is_call(event):
     "Whether Python called this operation, and not another operation."
@@ -77,10 +83,7 @@ def time_by_kind(
             run()
         if cuda:
             torch.cuda.synchronize()
-    events = prof.events()
-    if cuda: # without the ranges that annotations span
-        kernel = lambda e: e.device_type.name == 'CUDA' and not getattr(e, 'is_user_annotation', False)
-        events = list(filter(kernel, events))
+    events = _kernels(prof) if cuda else prof.events()
     spent = dict.fromkeys((*KINDS, 'rest'), 0.)
     for e in events:
         spent[_kind_within(e)] += e.time_range.elapsed_us() if cuda else e.self_cpu_time_total
