@@ -5,7 +5,7 @@ import shutil
 import torch
 from safetensors.torch import load_file, save_file
 
-from tqcook import export, models, quantize
+from tqcook import export, formats, models, quantize, schemes
 
 SIZE = dict(hidden_size=128, intermediate_size=384, num_hidden_layers=2)
 SCHEMES = ['fp8', 'fp8_rowwise', 'fp8_block', 'int8_sq', 'int8_wo', 'int4_awq']
@@ -33,6 +33,26 @@ def cook(out, arch='llama', scheme='fp8', kv='none', **over):
     with torch.no_grad():
         fake = q.loaded.model(tokens()).logits.float()
     return export.export(q, out), base, fake
+
+
+def nearest(loaded, out, scheme='fp8', scale=.05):
+    "A checkpoint by rounding to nearest, without ModelOpt or text; `scale` of the activations is a placeholder."
+    s, tensors = schemes.get(scheme), {n: p.detach().clone() for n, p in loaded.model.state_dict().items()}
+    for n in models.linears(loaded.model):
+        tensors |= {f'{n}.{k}': v for k, v in formats.quantize(s.storage, tensors[f'{n}.weight']).items()}
+        if not s.weight_only:
+            tensors[f'{n}.input_scale'] = torch.tensor(scale)
+    out.mkdir(parents=True)
+    loaded.model.config.save_pretrained(out)
+    if loaded.tokenizer is not None:
+        loaded.tokenizer.save_pretrained(out)
+    if loaded.model.config.tie_word_embeddings:
+        tensors.pop('lm_head.weight', None)
+    save_file({k: v.contiguous() for k, v in tensors.items()}, out/'model.safetensors')
+    about = dict(quant_algo=s.quant_algo, kv_cache_quant_algo=None, exclude_modules=['lm_head'], group_size=s.block)
+    about = dict(producer=dict(name='test', version='0'), quantization=about)
+    (out/'hf_quant_config.json').write_text(json.dumps(about))
+    return out
 
 
 def edit(src, dst, change):

@@ -172,7 +172,7 @@ def test_what_is_refused_and_why(demo):
     (dict(schemes=['fp8', 'nvfp4'], engine='trtllm', gpu=lookup('a100')), 'no scheme is left .*fp8.*nvfp4'),
     (dict(schemes=['int8_sq'], engine='sglang'), 'sglang loads it in no layout'),
     (dict(keep=['*.nosuch']), "'\\*.nosuch' .*matches no linear layer"),
-    (dict(engine='onnx'), "no engine named 'onnx'"),
+    (dict(engine='onnx'), "engine_for is 'onnx'; expected one of auto, trtllm"),
 ])
 def test_bad_input_ends_before_anything_is_computed(demo, kw, words):
     with pytest.raises(CookError, match=words):
@@ -238,7 +238,7 @@ def test_few_blocks_are_enough_to_choose_by():
 def test_choose_refuses_what_no_search_would_mend(demo, texts):
     found = candidates.candidates(demo, ['fp8', 'int8_wo'])
     for kw, words in ((dict(most=5.), 'nearest is fp8 with 8.0'), (dict(by='time'), 'no GPU is named'),
-                      (dict(by='beauty'), 'expected bits or time')):
+                      (dict(by='beauty'), 'expected one of bits, time')):
         with pytest.raises(CookError, match=words):
             choice.choose(demo, *texts, found, **kw)
     with pytest.raises(CookError, match='random weights'):

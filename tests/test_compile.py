@@ -1,5 +1,4 @@
 "What the notebook cannot test about itself: bad input, a truncated engine, another architecture, ONNX against PyTorch."
-import json
 import sys
 
 import numpy as np
@@ -12,39 +11,14 @@ from tqcook.device import lookup
 torch = pytest.importorskip('torch')
 pytest.importorskip('onnx')
 rtx = pytest.mark.skipif(not __import__('importlib').util.find_spec('tensorrt_rtx'), reason='needs the extra rtx')
+from small import nearest
 from tqcook import models
-
-
-def checkpoint_of(loaded, out, scheme='fp8', scale=.05):
-    "A checkpoint by rounding to nearest, without ModelOpt."
-    from safetensors.torch import save_file
-    tensors = {n: p.detach().clone() for n, p in loaded.model.state_dict().items()}
-    for n in models.linears(loaded.model):
-        w = tensors[f'{n}.weight'].float()
-        s = w.abs().max() / 448 if scheme == 'fp8' else w.abs().amax(1) / 127
-        tensors[f'{n}.weight'] = (
-            (w / s).to(torch.float8_e4m3fn) if scheme == 'fp8' else (w / s[:, None]).round().to(torch.int8)
-        )
-        tensors[f'{n}.weight_scale'] = s
-        if scheme != 'int8_wo':
-            tensors[f'{n}.input_scale'] = torch.tensor(scale)
-    out.mkdir()
-    loaded.model.config.save_pretrained(out)
-    if loaded.tokenizer is not None:
-        loaded.tokenizer.save_pretrained(out)
-    if loaded.model.config.tie_word_embeddings:
-        tensors.pop('lm_head.weight', None)
-    save_file({k: v.contiguous() for k, v in tensors.items()}, out/'model.safetensors')
-    algo = dict(fp8='FP8', int8_wo='W8A16', int8_sq='W8A8_SQ_PER_CHANNEL')[scheme]
-    (out/'hf_quant_config.json').write_text(json.dumps(dict(producer=dict(name='test', version='0'), quantization=dict(
-        quant_algo=algo, kv_cache_quant_algo=None, exclude_modules=['lm_head']))))
-    return out
 
 
 @pytest.fixture(scope='module')
 def small(tmp_path_factory):
     loaded = models.tiny('llama')
-    return loaded, checkpoint_of(loaded, tmp_path_factory.mktemp('compile')/'fp8')
+    return loaded, nearest(loaded, tmp_path_factory.mktemp('compile')/'fp8')
 
 
 @pytest.mark.parametrize('name', ['sm90', 'h100', 'h200', '90', 'SM_100', 'b200', 9.0 * 10])
@@ -77,7 +51,7 @@ def test_missing_compiler_names_the_extra(small, monkeypatch, tmp_path):
 @pytest.mark.parametrize('arch', ['llama', 'mistral', 'qwen2', 'qwen3', 'phi3'])
 def test_architectures(arch, tmp_path):
     loaded = models.tiny(arch)
-    g = onnx.graph(checkpoint_of(loaded, tmp_path/'c'), length=16)
+    g = onnx.graph(nearest(loaded, tmp_path/'c'), length=16)
     assert len(g.probes) == len(models.linears(loaded.model)) and g.operations['QuantizeLinear'] == len(g.probes)
 
 
@@ -88,11 +62,11 @@ def test_weights_that_fp16_cannot_hold(tmp_path):
     with pytest.raises(CookError, match='norm.weight'):
         onnx.graph(loaded, length=16)
     with pytest.raises(CookError, match='norm.weight'):
-        onnx.graph(checkpoint_of(loaded, tmp_path/'c'), length=16)
+        onnx.graph(nearest(loaded, tmp_path/'c'), length=16)
 
 
 def test_input_scale_is_needed(tmp_path):
-    d = checkpoint_of(models.tiny('llama'), tmp_path/'c', scale=0.)
+    d = nearest(models.tiny('llama'), tmp_path/'c', scale=0.)
     with pytest.raises(CookError, match='input_scale'):
         onnx.graph(d, length=16)
 
@@ -128,7 +102,7 @@ def test_graph_computes_what_the_checkpoint_says(small):
     loaded, d = small
     ck_dir = d.parent/'int8_wo'
     if not ck_dir.exists():
-        checkpoint_of(loaded, ck_dir, 'int8_wo')
+        nearest(loaded, ck_dir, 'int8_wo')
     g = onnx.graph(ck_dir, length=8)
     ids = np.arange(3, 11)[None]
     mask = np.triu(np.full((8, 8), np.finfo(np.float16).min, np.float16), 1)[None, None]
@@ -162,7 +136,7 @@ def test_graph_quantizes_activations_as_the_checkpoint_says(scheme, tmp_path):
 
     from tqcook import runtime
     from tqcook.checkpoint import Checkpoint
-    d = checkpoint_of(models.tiny('llama'), tmp_path/'c', scheme, .02)
+    d = nearest(models.tiny('llama'), tmp_path/'c', scheme, .02)
     ids, ck, g = np.arange(3, 11)[None], Checkpoint.open(d), onnx.graph(d, length=8)
     mask = np.triu(np.full((8, 8), np.finfo(np.float16).min, np.float16), 1)[None, None]
     feed = dict(input_ids=ids, attention_mask=mask, position_ids=np.arange(8)[None])

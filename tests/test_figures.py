@@ -118,7 +118,7 @@ def smoothed():
 
 def swept():
     ratio = {'quality.ppl_ratio': 1.01, 'quality.ppl_ratio_ci95.low': 1., 'quality.ppl_ratio_ci95.high': 1.02}
-    return sweep.Sweep('fp8', [], [ratio | dict(run='scheme=int8_token, model=demo, seed=3')] * 12)
+    return sweep.Sweep('fp8', [ratio | dict(run=f'scheme=int8_token, model=demo, seed={n}') for n in range(12)])
 
 
 LOAD = [dict(concurrency=c, itl=.005 * c, tokens_per_s=900. * c) for c in (1, 4, 64)]

@@ -135,9 +135,9 @@ def test_settings_outside_the_contract_are_refused_by_the_stand_in(found, tmp_pa
 def checkpoint(tmp_path_factory):
     pytest.importorskip('torch')
     pytest.importorskip('transformers')
-    from test_compile import checkpoint_of
+    from small import nearest
     from tqcook import models
-    return checkpoint_of(models.tiny('llama'), tmp_path_factory.mktemp('score')/'fp8')
+    return nearest(models.tiny('llama'), tmp_path_factory.mktemp('score')/'fp8')
 
 @pytest.fixture(scope='module')
 def reference(checkpoint):

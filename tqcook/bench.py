@@ -13,9 +13,9 @@ import tempfile
 import time
 from dataclasses import dataclass, field
 
-from . import decoder, models, parameters, runtime, shapes, step
+from . import decoder, models, parameters, runtime, step
 from .checkpoint import Checkpoint
-from .core import CookError, esc, fmt_bytes, md_table, version
+from .core import CookError, Result, esc, fmt_bytes, md_table, version
 from .device import detect
 from .roofline import copy_bandwidth, time_of
 from .synthetic import STORED, Synthetic, synthetic
@@ -44,7 +44,7 @@ def prefill_flops(
 
 # %% ../nbs/63_bench.ipynb #973c0553
 @dataclass
-class Timing:
+class Timing(Result):
     "One measured point."
     what: str # 'decode', 'prefill' or the name of a rung
     scheme: str
@@ -56,15 +56,13 @@ class Timing:
     flops: float|None = None # operations a second of a prefill
     spread: tuple = () # fastest and slowest of the repeats
     note: str = ''
+    derived = 'tokens_per_second', 'share_of_floor'
     @property
-    def rate(self):
+    def tokens_per_second(self):
         return self.batch * (self.tokens if self.what == 'prefill' else 1) / self.seconds
     @property
-    def share(self):
+    def share_of_floor(self):
         return self.floor / self.seconds if self.floor else None
-    def to_dict(self):
-        out = dict(vars(self), tokens_per_second=self.rate, share_of_floor=self.share, spread=list(self.spread))
-        return {k: v for k, v in out.items() if v is not None}
 
 # %% ../nbs/63_bench.ipynb #13c243be
 def _fill(cache, used):
@@ -117,6 +115,12 @@ def prefill_step(
         d.logits(d.forward(ids, cache)[:, -1]).argmax(-1)
     return run
 
+# %% ../nbs/63_bench.ipynb #b3c0aa01
+def _timing(what, d, batch, tokens, times, **more): # Timing
+    "The median of some times of a decoder, with their spread."
+    spread = min(times), max(times)
+    return Timing(what, d.scheme or 'bf16', d.kv, batch, tokens, statistics.median(times), spread=spread, **more)
+
 # %% ../nbs/63_bench.ipynb #e75afcb2
 def decode(
     d, # Decoder
@@ -137,9 +141,7 @@ def decode(
                 run()
         times = [time_of(many, d.device.kind == 'cuda', 1, int(not i)) / steps for i in range(repeats)]
     floor = read_bytes(d, batch, context) / bandwidth if bandwidth else None
-    middle = statistics.median(times)
-    spread = min(times), max(times)
-    return Timing('decode', d.scheme or 'bf16', d.kv, batch, context, middle, floor, spread=spread)
+    return _timing('decode', d, batch, context, times, floor=floor)
 
 # %% ../nbs/63_bench.ipynb #e156b20b
 def prefill(
@@ -153,10 +155,8 @@ def prefill(
     run = prefill_step(d, batch, tokens)
     with torch.inference_mode():
         times = [time_of(run, d.device.kind == 'cuda', 1, 2 * (not i)) for i in range(repeats)]
-    middle = statistics.median(times)
-    spread = min(times), max(times)
-    flops = prefill_flops(d, batch, tokens) / middle
-    return Timing('prefill', d.scheme or 'bf16', d.kv, batch, tokens, middle, flops=flops, spread=spread)
+    flops = prefill_flops(d, batch, tokens) / statistics.median(times)
+    return _timing('prefill', d, batch, tokens, times, flops=flops)
 
 # %% ../nbs/63_bench.ipynb #1a28377d
 def peer(
@@ -172,8 +172,7 @@ def peer(
     dev = loaded.device
     ids = torch.randint(0, loaded.vocab_size, (batch, context), device=dev.torch)
     kw = dict(do_sample=False, pad_token_id=0, attention_mask=torch.ones_like(ids))
-    if static:
-        kw['cache_implementation'] = 'static'
+    kw |= dict(cache_implementation='static') if static else {}
     def run(n):
         with torch.inference_mode(), models.quiet():
             loaded.model.generate(ids, max_new_tokens=n, min_new_tokens=n, **kw)
@@ -229,12 +228,12 @@ RUNGS = [ # name, how
 ]
 
 # %% ../nbs/63_bench.ipynb #5985bbb5
-def _general(source, dev, batch, context, path=None, **kw): # Timing
+def _general(source, dev, batch, context, **kw): # Timing
     "A decode step of the general tier: the model of transformers, its linears swapped where the scheme quantizes."
     if source.scheme is None:
         return peer(plain_model(source.config, dev), batch, context, **kw)
     with tempfile.TemporaryDirectory() as tmp:
-        return peer(runtime.load(path or source.save(tmp), dev), batch, context, **kw)
+        return peer(runtime.load(source.save(tmp), dev), batch, context, **kw)
 
 # %% ../nbs/63_bench.ipynb #3165c267
 def _graph_step(d, batch, context): # Timing
@@ -276,21 +275,18 @@ def ladder(
     batch: int = 1,
     context: int = 512,
     bandwidth: float = 0, # measured bytes a second
-    swapped: bool = True, # the first rung, which needs the weights as a directory
-    path=None, # that directory; None: a temporary one is written
     steps: int = 32,
 ) -> list: # of Timing, `what` being the rung's name
     "Climb from the naive swap to the last step, in BF16 and in a scheme, with random weights."
     dev, out = detect(device), []
     rungs = [(name, how) for name, how in RUNGS if dev.kind == 'cuda' or how in ('general', 'plain')]
     for s in (None, scheme):
-        source, climbed = Synthetic(config, s, 'none', dev.torch), []
-        if swapped:
-            climbed.append(_general(source, dev, batch, context, path, tokens=(2, 2 + min(steps, 16))))
-            free()
+        source = Synthetic(config, s, 'none', dev.torch)
+        climbed = [_general(source, dev, batch, context, tokens=(2, 2 + min(steps, 16)))]
+        free()
         d = decoder.from_source(source, dev, name='shape', weights='random')
-        climbed += [_fused(d, how, batch, context, steps) for _, how in rungs if how != 'general']
-        for t, (name, _) in zip(climbed, rungs[not swapped:], strict=True):
+        climbed += [_fused(d, how, batch, context, steps) for _, how in rungs[1:]]
+        for t, (name, _) in zip(climbed, rungs, strict=True):
             t.what, t.scheme = name, s or 'bf16'
             t.floor = read_bytes(d, batch, context) / bandwidth if bandwidth else None
         out += climbed
@@ -300,7 +296,7 @@ def ladder(
 
 # %% ../nbs/63_bench.ipynb #e336eca3
 @dataclass
-class Bench:
+class Bench(Result):
     "Measured speeds of one device, with the conditions they hold under."
     device: str
     bandwidth: float # measured, bytes a second
@@ -309,10 +305,6 @@ class Bench:
     ladder: list = field(default_factory=list) # of Timing
     peers: list = field(default_factory=list) # of Timing
     missed: list = field(default_factory=list) # (what, why not)
-    def to_dict(self):
-        return dict(device=self.device, bandwidth=self.bandwidth, conditions=self.conditions,
-                    missed=[list(m) for m in self.missed],
-                    **{k: [t.to_dict() for t in getattr(self, k)] for k in ('points', 'ladder', 'peers')})
     def base(self, t): # Timing or None
         "The BF16 point that `t` is compared with."
         key = lambda b: (b.what, b.batch, b.tokens, b.scheme, b.kv)
@@ -320,8 +312,9 @@ class Bench:
         return next((b for b in self.points + self.ladder if key(b) == wanted), None)
     def _row(self, t):
         b = self.base(t)
-        share = f'{t.share:.0%} of the floor' if t.share else f'{t.flops / 1e12:,.0f} TFLOP/s' if t.flops else ''
-        return [t.what, t.scheme, t.kv, t.batch, t.tokens, f'{t.seconds * 1e3:.4g} ms', f'{t.rate:,.0f}', share,
+        near, rate = t.share_of_floor, t.tokens_per_second
+        share = f'{near:.0%} of the floor' if near else f'{t.flops / 1e12:,.0f} TFLOP/s' if t.flops else ''
+        return [t.what, t.scheme, t.kv, t.batch, t.tokens, f'{t.seconds * 1e3:.4g} ms', f'{rate:,.0f}', share,
                 f'{b.seconds / t.seconds:.2f}x' if b and b is not t else '']
     def _repr_markdown_(self):
         head = ['', 'scheme', 'KV cache', 'batch', 'tokens', 'time', 'tokens/s', 'reached', 'against BF16']
@@ -338,8 +331,8 @@ class Bench:
         for j, s in enumerate(dict.fromkeys(t.scheme for t in self.ladder)):
             ts = [t for t in self.ladder if t.scheme == s]
             at = [names.index(t.what) + .36 * j for t in ts]
-            bars = ax.barh(at, [t.rate for t in ts], .34, label=s, color=f'C{j}')
-            ax.bar_label(bars, [f'{t.rate:.0f}' for t in ts], fontsize=8, padding=2)
+            bars = ax.barh(at, [t.tokens_per_second for t in ts], .34, label=s, color=f'C{j}')
+            ax.bar_label(bars, fmt='{:.0f}', fontsize=8, padding=2)
             if ts and ts[-1].floor:
                 ax.axvline(ts[-1].batch / ts[-1].floor, color=f'C{j}', ls='--', lw=1)
         ax.set_yticks([i + .18 for i in range(len(names))], names, fontsize=8)
@@ -354,12 +347,11 @@ class Bench:
 def conditions() -> str:
     "One line that says under what a speed was measured."
     import torch
-    how, triton = [f'torch {torch.__version__}'], version('triton')
-    if triton:
-        how.append(f'Triton {triton}')
+    triton = version('triton')
+    how = f'torch {torch.__version__}' + (f', Triton {triton}' if triton else '')
     if not torch.cuda.is_available():
-        how.append(f'{torch.get_num_threads()} threads')
-    return f'{", ".join(how)}; medians, one process; random weights where a scheme is not that of the file.'
+        how += f', {torch.get_num_threads()} threads'
+    return f'{how}; medians, one process; random weights where a scheme is not that of the file.'
 
 # %% ../nbs/63_bench.ipynb #c1e10d63
 def open_model(
@@ -373,22 +365,18 @@ def open_model(
     if str(model).startswith('shape:'):
         return synthetic(str(model)[6:], s, kv, dev)
     path = models.locate(model)
-    if path.is_file(): # GGUF, whose weights the decoder does not read
-        return synthetic(models.config_of(path), s, kv, dev)
-    d = Checkpoint.open(path)
-    if (d.scheme, d.kv) == (s, kv):
-        return decoder.load(path, dev)
-    return synthetic(d.config, s, kv, dev)
+    if path.is_dir(): # not GGUF, whose weights the decoder does not read
+        d = Checkpoint.open(path)
+        if (d.scheme, d.kv) == (s, kv):
+            return decoder.load(path, dev)
+    return synthetic(models.config_of(path), s, kv, dev)
 
 # %% ../nbs/63_bench.ipynb #4c2a0067
 def _check_points(model, schemes, batches, contexts, prompts, steps):
     "Refuse what cannot be measured before anything is loaded."
     for k, v in dict(batches=list(batches), contexts=list(contexts), steps=steps).items():
         parameters.check(k, v)
-    if str(model).startswith('shape:'):
-        shapes.read_config(model)
-    else:
-        models.locate(model)
+    models.config_of(model)
     for name in schemes:
         s, _, kv = str(name).partition('+')
         if s not in ('bf16', *STORED) or kv not in ('', 'kv'):
@@ -400,18 +388,15 @@ def _check_points(model, schemes, batches, contexts, prompts, steps):
                         'whole numbers from 1')
 
 # %% ../nbs/63_bench.ipynb #f198d22f
-def _point(out, d, name, what, b, n, steps, repeats, progress):
+def _point(out, d, name, what, b, n, steps, repeats):
     "Measure one point, or note why not."
     free()
     try:
         t = decode(d, b, n, steps, repeats, out.bandwidth) if what == 'decode' else prefill(d, b, n, repeats)
+        t.scheme = name.partition('+')[0]
+        out.points.append(t)
     except CookError as e:
         out.missed.append((f'{name}, {what}, batch {b}, {n} tokens', str(e)))
-        return
-    t.scheme = name.partition('+')[0]
-    out.points.append(t)
-    if progress:
-        progress(f'{what:8s} {name:14s} batch {b:3d} tokens {n:5d} {t.seconds * 1e3:9.3f} ms {t.rate:10,.0f} tokens/s')
 
 # %% ../nbs/63_bench.ipynb #9bee4475
 def measure(
@@ -423,7 +408,6 @@ def measure(
     device: str = 'auto',
     steps: int = 32,
     repeats: int = 5,
-    progress=print, # told each point; None: silent
 ) -> Bench:
     "Decode and prefill of a model in several schemes."
     dev = detect(device)
@@ -440,7 +424,7 @@ def measure(
             continue
         jobs = [('decode', b, c) for c in contexts for b in batches] + [('prefill', b, t) for b, t in prompts]
         for what, b, n in jobs:
-            _point(out, d, name, what, b, n, steps, repeats, progress)
+            _point(out, d, name, what, b, n, steps, repeats)
     if out.missed and not out.points:
         raise CookError(f'nothing could be measured: {": ".join(out.missed[0])}')
     return out

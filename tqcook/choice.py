@@ -11,7 +11,7 @@ import time
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 
-from . import stats
+from . import parameters, stats
 from .attribution import unquantized
 from .candidates import IDEAL, Candidate, candidate, excess
 from .compare import Comparison, check_budget, compare, error_bars, record
@@ -232,8 +232,7 @@ def _points(ax, some, by, unit, choice):
 # %% ../nbs/65_choice.ipynb #c27
 def _check(loaded, found, by, most, steps):
     "Refuse what no search would mend; the candidates to try."
-    if by not in ('bits', 'time'):
-        raise CookError(f'by is {by!r}; expected bits or time')
+    parameters.check('by', by)
     if by == 'time' and not steps:
         raise CookError('by is time, and no GPU is named that times could be of; name one, or take bits')
     if loaded.weights == 'random':

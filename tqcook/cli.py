@@ -240,7 +240,7 @@ def _cmd_bench(a) -> int:
     names, *sizes = (given or u for given, u in zip((a.schemes, a.batches, a.contexts, a.prompts), usual))
     batches, contexts, prompts = map(points, sizes)
     flat = lambda rows: [n for row in rows for n in row]
-    b = bench.measure(a.model, names.split(','), flat(batches), flat(contexts), prompts, here, a.steps, progress=None)
+    b = bench.measure(a.model, names.split(','), flat(batches), flat(contexts), prompts, here, a.steps)
     if a.peer:
         b.peers.append(bench.peer_of(a.model, here, b.points[0].tokens if b.points else 128))
     return _tell(b, terminal(b._repr_markdown_()), a.json, 'PASS')

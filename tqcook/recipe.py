@@ -91,8 +91,9 @@ class Parameter:
         where: str = '', # what the message begins with
     ):
         "Raise CookError unless `value` has the declared type (an int is a float too, a bool is no int)."
-        flat = lambda v: [x for item in v for x in flat(item)] if type(v) is list else [v]
-        items, kind = (flat(value), self.inner) if self.type == 'list' and type(value) is list else ([value], self.type)
+        items, kind = [value], self.type
+        if kind == 'list' and type(value) is list:
+            items, kind = _leaves(value), self.inner
         if not all(_is(v, kind) for v in items):
             raise CookError(f'{where}parameter {self.name} is {reprlib.repr(value)} ({type(value).__name__}), expected '
                             f'{self.type}{_EXAMPLE[self.type]}: {self.help}')
@@ -105,6 +106,11 @@ class Parameter:
             value = _parse(value, self.type, self.inner)
         self.check(value)
         return value
+
+# %% ../nbs/80_recipe.ipynb #9de9cf16
+def _leaves(items: list) -> list:
+    "The items of a list, and of the lists in it."
+    return [x for v in items for x in (_leaves(v) if type(v) is list else [v])]
 
 # %% ../nbs/80_recipe.ipynb #9de9cf17
 def _is(value, kind: str) -> bool:

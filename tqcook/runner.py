@@ -173,39 +173,39 @@ class _Progress:
     "Prints a line per code cell to stderr, and knows which one runs."
     def __init__(self, nb, quiet: bool = False):
         self.quiet, self.live = quiet, not quiet and sys.stderr.isatty()
-        self.running, self.begun, self.heading, self.label = None, 0., {}, {}
+        self.cells, self.begun = {}, 0. # index of a code cell -> (its place among them, its heading, its label)
+        self.number, self.heading, self.label = 0, '', '' # of the running one
         heading = ''
         for i, c in enumerate(nb.cells):
             if c.cell_type == 'markdown':
                 heading = (re.findall(r'^#{1,4} +(.+)$', c.source, re.M) or [heading])[-1]
             elif c.cell_type == 'code':
                 code = next((line for line in c.source.split('\n') if line.strip() and line[0] != '#'), '')
-                self.heading[i], self.label[i] = heading, f'{heading[:32]:<32}  {code[:48]:<48}'
-        self.number = {i: n + 1 for n, i in enumerate(self.label)}
+                self.cells[i] = len(self.cells) + 1, heading, f'{heading[:32]:<32}  {code[:48]:<48}'
 
     def where(self) -> str:
         "The running cell, for a message."
-        heading = self.heading.get(self.running)
-        return f'cell {self.number.get(self.running, 0)}' + (f' ({heading})' if heading else '')
+        return f'cell {self.number}' + (f' ({self.heading})' if self.heading else '')
 
     def say(self, text: str, end: str = '\n'):
         "A line about the running cell."
-        if not self.quiet and self.running in self.number:
-            line = f'[{self.number[self.running]:>2}/{len(self.number)}] {redact(text)}'
+        if self.number and not self.quiet:
+            line = f'[{self.number:>2}/{len(self.cells)}] {redact(text)}'
             print(('\r\x1b[2K' if self.live else '') + line, end=end, file=sys.stderr, flush=True)
 
     def start(self, cell, cell_index):
-        self.begun, self.running = time.monotonic(), cell_index
+        self.begun = time.monotonic()
+        self.number, self.heading, self.label = self.cells.get(cell_index, (0, '', ''))
         if self.live:
-            self.say(self.label.get(cell_index, '')[:60].rstrip() + ' …', end='')
+            self.say(self.label[:60].rstrip() + ' …', end='')
 
     def bar(self, text):
         last = re.split(r'[\r\n]', text[-1000:].rstrip())[-1].strip()
         if self.live and last:
             self.say(last[:shutil.get_terminal_size().columns - 10], end='')
 
-    def done(self, cell, cell_index, execute_reply=None):
-        self.say(f"{self.label.get(cell_index, '')} {time.monotonic() - self.begun:7.1f} s")
+    def done(self, cell, cell_index, execute_reply):
+        self.say(f'{self.label} {time.monotonic() - self.begun:7.1f} s')
 
 # %% ../nbs/82_runner.ipynb #5d80322b
 def append_output(

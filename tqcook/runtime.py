@@ -13,6 +13,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from . import parameters
 from .checkpoint import FUSED, Checkpoint
 from .core import CookError, esc, fmt_bytes, md_table, verbatim
 from .device import detect, emulates_bf16
@@ -90,8 +91,7 @@ def fp8_kv_attention(
 
 # %% ../nbs/51_runtime.ipynb #e5075eb5
 def _check_arguments(kernels, dtype, activations):
-    if kernels not in ('real', 'reference'):
-        raise CookError(f"kernels is {kernels!r}; expected 'real' or 'reference'")
+    parameters.check('kernels', kernels)
     spans = ['auto', *sorted({s for spans in SPANS.values() for s in spans})]
     if activations not in spans:
         raise CookError(f'activations is {activations!r}; expected one of {", ".join(spans)}')
