@@ -278,16 +278,21 @@ def graph(
     if batch < 1 or length < 1 or weights not in ('codes', 'pairs'):
         raise CookError(f"batch is {batch}, length {length}, weights {weights!r}; expected at least 1, at least 1, "
                         "'codes' or 'pairs'")
-    start, ck = time.perf_counter(), _checkpoint(source, weights) if isinstance(source, (str, Path)) else None
+    start = time.perf_counter()
+    ck = _checkpoint(source, weights) if isinstance(source, (str, Path)) else None
     if ck is None and source.kind != 'hf':
         raise CookError(f'{source.name} is of kind {source.kind!r}; an unquantized network or an exported checkpoint '
                         'directory can be compiled')
     model = skeleton(ck, 'float16', 'eager') if ck else bare(copy.deepcopy(source.model.config), 'float16', 'eager')
-    g = Graph(ck.scheme if ck else 'none', batch, length, weights, str(source) if ck else source.name,
-              tempfile.TemporaryDirectory(prefix='tqcook-'))
+    scheme, name = (ck.scheme, str(source)) if ck else ('none', source.name)
+    g = Graph(scheme, batch, length, weights, name, tempfile.TemporaryDirectory(prefix='tqcook-'))
     proto = _traced(model, batch, length)
     with (g.path.parent/'weights.bin').open('wb') as f:
-        (_from_checkpoint if ck else _from_model)(g, _Writer(proto, f), model, ck or source.model)
+        writer = _Writer(proto, f)
+        if ck:
+            _from_checkpoint(g, writer, model, ck)
+        else:
+            _from_model(g, writer, model, source.model)
     proto.opset_import.append(need('onnx', 'rtx').helper.make_opsetid('trt', 1))
     g.path.write_bytes(proto.SerializeToString())
     g.others = 2 * (sum(p.numel() for p in model.parameters()) - sum(g.sizes.values()))

@@ -57,7 +57,9 @@ def port(
     return Port(1 if static is not None else 2, p.weight.dtype, static, ws, 1 if static is not None else 2, one=one)
 
 # %% ../nbs/55_step.ipynb #8f96b9cc
-def pow2(n: int) -> int: # the power of two that is as large or the next larger one
+def pow2(
+    n: int,
+) -> int: # the power of two that is as large or the next larger one
     "The width of a program that takes a row of n."
     return 1 << (n - 1).bit_length()
 
