@@ -314,7 +314,7 @@ def test_the_key_stays_with_its_server(monkeypatch):
 
 
 def test_a_token_beyond_the_vocabulary(monkeypatch):
-    monkeypatch.setattr(served, 'answers', lambda *a: [(np.zeros(2), np.array([[4096.], [1.]]), np.zeros((2, 1)))])
+    monkeypatch.setattr(served, 'answers', lambda *a, **k: [(np.zeros(2), np.array([[4096.], [1.]]), np.zeros((2, 1)))])
     monkeypatch.setattr(served, 'check_corpus', lambda *a: None)
     monkeypatch.setattr(served, 'as_logits', lambda base: SimpleNamespace(vocab_size=4096))
     refused(lambda: served.compare_served(None, None, SimpleNamespace(doc=[0])), 'token 4096', 'tokenizers differ')
