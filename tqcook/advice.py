@@ -14,7 +14,7 @@ from .device import Device, lookup
 from .memory import parallel_plan
 from .models import config_of, sized
 from .roofline import SPREAD, Ceilings, from_datasheet, kept, pays_until, predict
-from .schemes import SCHEMES, get, has_engine_backend, runs_on, trtllm_support
+from .schemes import SCHEMES, get, runs_on, trtllm_support
 
 # %% ../nbs/62_advice.ipynb #23e2cd45
 MEASURED_KL = dict(none=0., int8_wo=.0039, int8_token=.0109, fp8_rowwise=.0289, fp8=.0332, int8_sq=.0670, nvfp4=.408)
@@ -88,11 +88,10 @@ def _support(scheme, version, sm):
     "(backend, why): the PyTorch backend where it runs the scheme, else an engine."
     if scheme == 'none':
         return 'pytorch', '16 bits run everywhere'
-    modern = trtllm_support(scheme, version, 'pytorch', sm)
-    if modern.runs:
-        return 'pytorch', modern.why
-    legacy = trtllm_support(scheme, version, 'tensorrt', sm) if has_engine_backend(version) else None
-    return ('tensorrt', legacy.why) if legacy and legacy.runs else ('', modern.why)
+    modern, legacy = (trtllm_support(scheme, version, b, sm) for b in ('pytorch', 'tensorrt'))
+    if legacy.runs and not modern.runs:
+        return 'tensorrt', legacy.why
+    return 'pytorch' if modern.runs else '', modern.why
 
 # %% ../nbs/62_advice.ipynb #4a930787
 def _speed(shape, ceilings, scheme, kv, work, gpus):

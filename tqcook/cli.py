@@ -362,15 +362,6 @@ def parser() -> argparse.ArgumentParser:
         made[verb].add_argument(*flags, **_KINDS[kind] | given)
     return ap
 
-# %% ../nbs/84_cli.ipynb #45d47d61
-def _utf8(argv: list):
-    "Raise RunError for an argument that is not text; a shell passes any bytes."
-    for a in argv:
-        try:
-            a.encode()
-        except UnicodeEncodeError:
-            raise RunError(f'the argument {ascii(a)[:80]} is not UTF-8', 2) from None
-
 # %% ../nbs/84_cli.ipynb #7bfd79a9
 def _mute():
     "Let the interpreter's last flush go nowhere when stdout is broken."
@@ -386,7 +377,9 @@ def main(
         if hasattr(s, 'reconfigure'):
             s.reconfigure(errors='replace')
     try:
-        _utf8(sys.argv[1:] if argv is None else argv)
+        for a in sys.argv[1:] if argv is None else argv: # a shell passes any bytes
+            if a.encode(errors='ignore').decode() != a:
+                raise RunError(f'the argument {ascii(a)[:80]} is not UTF-8', 2)
         a = parser().parse_args(argv)
         code = _VERBS[a.verb](a)
         if sys.stdout:

@@ -115,13 +115,6 @@ def _open(path):
         raise CookError(f'{path} asks for a KV cache in {ck.kv}; the runtime has none and fp8')
     return ck
 
-# %% ../nbs/51_runtime.ipynb #059941a5
-def _attention(ck, attn):
-    "Eager where attention logits are soft-capped, which SDPA ignores; else transformers' own choice."
-    if attn == 'auto':
-        return 'eager' if ck.config.get('attn_logit_softcapping') else None
-    return attn
-
 # %% ../nbs/51_runtime.ipynb #3e4aeeec
 def _check_device(slots, dev):
     "Raise when the GPU has no tensor cores for a format that is to run on them."
@@ -202,7 +195,9 @@ def load(
     dev, ck = detect(device), _open(path)
     if dtype == 'auto':
         dtype = 'float32' if dev.kind == 'cpu' and emulates_bf16() else 'bfloat16'
-    model = skeleton(ck, dtype, _attention(ck, attn))
+    if attn == 'auto': # SDPA ignores soft caps of the attention's logits
+        attn = 'eager' if ck.config.get('attn_logit_softcapping') else None
+    model = skeleton(ck, dtype, attn)
     slots = plan(ck, model)
     if not slots:
         raise CookError(f'{path} has no quantized linear (no tensor named weight_scale); load it with models.load')
