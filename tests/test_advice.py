@@ -149,6 +149,16 @@ def test_risk_is_what_was_measured():
     assert set(MEASURED_KL) <= {'none', *SCHEMES}
 
 
+def test_a_width_that_groups_do_not_divide_is_no_advice():
+    "576 = 4.5 x 128: int4_awq cannot be made of SmolLM2-135M, NVFP4 (groups of 16) can."
+    config = dict(model_type='llama', hidden_size=576, num_hidden_layers=30, num_attention_heads=9,
+                  num_key_value_heads=3, intermediate_size=1536, vocab_size=49152)
+    found = {o.scheme: o for o in advise('b200', config, batch=16).options}
+    awq = found['int4_awq']
+    assert not awq.runs and awq.why == 'groups 128 inputs under one scale, and a layer has 576'
+    assert found['nvfp4'].runs and found['fp8_block'].runs
+
+
 def test_needs_no_torch():
     code = '''import sys
 sys.modules.update(dict.fromkeys(('torch', 'transformers', 'modelopt')))

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from tqcook import export, formats, models, quantize
+from tqcook import data, export, formats, mixed, models, quantize
 
 pytestmark = pytest.mark.gpu  # conftest.py skips or fails without one
 SM = torch.cuda.get_device_capability() if torch.cuda.is_available() else (0, 0)
@@ -117,3 +117,11 @@ def test_a_model_larger_than_the_gpu_is_calibrated(base, tmp_path):
     m.model = dispatch_model(m.model, place, main_device=0)
     low = ranges(quantize.quantize(m, c, 'fp8', copy=False, progress=False).loaded.model)
     assert low.keys() == whole.keys() and all(((low[n] - whole[n]).abs() <= 4 * 2.**-7 * whole[n]).all() for n in whole)
+
+
+def test_products_are_judged_by_gradients_on_the_gpu(no_extensions):
+    demo = models.load('demo', device='cuda')
+    corpus = data.corpus('code', demo.tokenizer, context=128, max_windows=4)
+    q = quantize.quantize(demo, corpus, 'fp8', progress=False, details=False)
+    found = mixed.by_product(demo, q, corpus, 2)
+    assert not found.why and all(x.value > 0 for x in found.groups.values())
