@@ -103,11 +103,22 @@ def _speed(shape, ceilings, scheme, kv, work, gpus):
     return batch * output / seconds, seconds, step.bound
 
 # %% ../nbs/62_advice.ipynb #a3a1d67c
+def _uneven(shape, scheme):
+    "Why the inputs of this model do not divide into groups; '' where they do."
+    s = SCHEMES.get(scheme)
+    if not s or s.w_granularity != 'group':
+        return ''
+    odd = next((m.inputs for m in shape.matrices if m.inputs % s.block), 0)
+    return f'groups {s.block} inputs under one scale, and a layer has {odd}' if odd else ''
+
+
 def _option(shape, device, ceilings, scheme, kv, work, version):
     "What one scheme gives."
     backend, why = _support(scheme, version, device.sm)
     out = Option(scheme, backend, why, risk=risk_of(scheme))
-    if not backend:
+    if backend and _uneven(shape, scheme):
+        out.backend, out.why = '', _uneven(shape, scheme)
+    if not out.backend:
         return out
     try:
         plan = parallel_plan(shape, scheme, kv, work[0], work[1] + work[2], device)

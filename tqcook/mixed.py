@@ -92,7 +92,8 @@ def _slopes(quant, batch, labels, source, draws=4): # passes backwards
     import torch
     out = {}
     with torch.inference_mode(False), torch.enable_grad(), _moved(quant, labels) as told:
-        z = quant.model(input_ids=batch.ids.clone(), use_cache=False).logits[batch.keep.clone()].float()
+        ids, keep = (x.clone().to(quant.model.device) for x in (batch.ids, batch.keep))
+        z = quant.model(input_ids=ids, use_cache=False).logits[keep].float()
         for i in range(draws):
             u = _draw(z.detach(), source)
             grads = torch.autograd.grad(z, [y for _, y, _ in told], u, retain_graph=i < draws - 1)

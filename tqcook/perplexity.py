@@ -298,10 +298,10 @@ def _sum64(x):
     return x.view(*x.shape[:-1], -1, n).sum(-1).double().sum(-1)
 
 # %% ../nbs/22_perplexity.ipynb #b10af4f8
-def log_norm(z):  # (float64 [positions] log of the sum of exp, float32 exp(z - max), float64 its sum)
+def log_norm(z, top=None):  # (float64 [positions] log of the sum of exp, float32 exp(z - max), float64 its sum)
     "What turns logits into log-probabilities: `z - log_norm(z)[0]`."
     import torch
-    top = z.amax(-1, keepdim=True)
+    top = z.amax(-1, keepdim=True) if top is None else top
     e = torch.sub(z, top).exp_()
     total = _sum64(e)
     return total.log() + top[:, 0], e, total
@@ -319,7 +319,8 @@ def at(z, y):
 # %% ../nbs/22_perplexity.ipynb #752d6787
 def score_one(z, y) -> dict:
     "Statistics of one model: logits float32 [positions, vocabulary], y the true tokens."
-    return dict(nll=log_norm(z)[0] - at(z, y), correct=z.argmax(-1) == y, finite=finite(z))
+    top, best = z.max(-1, keepdim=True)  # one pass for both
+    return dict(nll=log_norm(z, top)[0] - at(z, y), correct=best[:, 0] == y, finite=finite(z))
 
 # %% ../nbs/22_perplexity.ipynb #ed113a70
 UNKNOWN = Interval(math.nan, math.nan, math.nan, method='no finite token')
