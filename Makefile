@@ -50,7 +50,6 @@ cook: $(STAMP)
 PYTEST = OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(PY) -m pytest -q -n 2 --dist loadfile
 
 test: $(STAMP)
-	@$(PY) tests/house.py
 	@$(PYTEST) -m 'not slow' tests $(ARGS)
 
 slow: $(STAMP)

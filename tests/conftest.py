@@ -17,6 +17,7 @@ def pytest_configure(config):
 def pytest_xdist_make_scheduler(config, log):
     "The tests of a file share what they make, so they stay together; notebooks share nothing and are spread."
     from xdist.scheduler import LoadScopeScheduling
+    config.option.loadscopereorder = False  # the order is ours
 
     class ByFile(LoadScopeScheduling):
         def _split_scope(self, nodeid):
@@ -36,10 +37,18 @@ def heavy(item):
     return '::test_notebook[' in item.nodeid or item.path.stem.removeprefix('test_') in HEAVY
 
 
+def turn(item):
+    "Runs of recipes begin, then other long files, then notebooks; what is short fills the gaps at the end."
+    if '::test_notebook[' in item.nodeid:
+        return 2
+    return 3 if not heavy(item) else 0 if item.path.stem.startswith('test_recipe') else 1
+
+
 def pytest_collection_modifyitems(items):
     "Without a GPU its tests are skipped; where TQCOOK_REQUIRE_GPU=1 promises one, nothing passes by skipping."
     for item in filter(heavy, items):
         item.add_marker(pytest.mark.heavy)
+    items.sort(key=turn)
     needy = [item for item in items if item.get_closest_marker('gpu')]
     if not needy:
         return

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+import warm
 from tqcook import core, models, texts
 
 DEMO = models.demo_path()
@@ -204,7 +205,8 @@ def test_recipe_smoke(tmp_path):
     from tqcook import runner
     before = core.sha256(DEMO/'model.safetensors')
     # small steps: many even on a busy machine
-    runner.run('demo_model', dict(seconds=5.0, context=64), size='smoke', out_dir=tmp_path/'run', quiet=True)
+    with warm.kernels():
+        runner.run('demo_model', dict(seconds=5.0, context=64), size='smoke', out_dir=tmp_path/'run', quiet=True)
     r = core.read_json(tmp_path/'run'/'results.json')
     loaded = models.load(str(tmp_path/'run'/'model'), device='cpu')
     assert loaded.tokenizer('x = 1')['input_ids'][0] == 0

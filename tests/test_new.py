@@ -7,6 +7,7 @@ import sys
 import pytest
 
 import test_notebooks as notebooks
+import warm
 from tqcook import cli
 
 
@@ -42,7 +43,8 @@ def test_it_is_clean_and_in_the_same_handwriting(made):
 def test_it_runs(made, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv('TQCOOK_RECIPES', str(made.parent))
     monkeypatch.chdir(tmp_path)
-    assert cli.main(['run', 'my_recipe', '-q']) == 0
+    with warm.kernels():
+        assert cli.main(['run', 'my_recipe', '-q']) == 0
     results = json.loads((tmp_path/'runs/my_recipe/results.json').read_text())
     assert results['recipe'] == 'my_recipe' and 5 < results['details']['perplexity'] < 20
 

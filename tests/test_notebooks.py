@@ -5,7 +5,6 @@ The traps of nbdev and papermill that fail in silence were each reproduced once 
 import ast
 import configparser
 import json
-import multiprocessing
 import os
 import re
 import shutil
@@ -15,6 +14,8 @@ from pathlib import Path
 
 import nbformat
 import pytest
+
+from warm import fresh
 
 REPO = Path(__file__).resolve().parent.parent
 RECIPES = sorted((REPO/'recipes').glob('[0-9]*.ipynb'))
@@ -73,17 +74,9 @@ def execute(path, log):
     sys.exit(not passed)
 
 
-@pytest.fixture(scope='session')
-def fresh():
-    "Processes that are fresh and yet need not import others' packages: forked from one that did and nothing else."
-    context = multiprocessing.get_context('forkserver')
-    context.set_forkserver_preload(['nbdev.test', 'modelopt.torch.quantization', 'matplotlib.pyplot', 'scipy.stats'])
-    return context
-
-
-def outcome(fresh, path, log, limit=300):
+def outcome(path, log, limit=300):
     "Exit code of a notebook, None when it took more than `limit` seconds."
-    process = fresh.Process(target=execute, args=(path, log))
+    process = fresh().Process(target=execute, args=(path, log))
     process.start()
     process.join(limit)
     if process.exitcode is None:
@@ -93,17 +86,17 @@ def outcome(fresh, path, log, limit=300):
 
 
 @pytest.mark.parametrize('path', NBS, ids=lambda p: p.stem)
-def test_notebook(fresh, path, tmp_path):
+def test_notebook(path, tmp_path):
     log = tmp_path/'log'
-    assert outcome(fresh, path, log) == 0, log.read_text()[-6000:]
+    assert outcome(path, log) == 0, log.read_text()[-6000:]
 
 
 @pytest.mark.parametrize('code,says', [('1/0', 'ZeroDivisionError'), ('#| gpu\n1/0', None)], ids=['fails', 'skipped'])
-def test_a_notebook_that_fails_is_noticed(fresh, tmp_path, code, says):
+def test_a_notebook_that_fails_is_noticed(tmp_path, code, says):
     "Negative control; a cell that needs a GPU is left out."
     nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(code)]), tmp_path/'bad.ipynb')
     log = tmp_path/'log'
-    assert outcome(fresh, tmp_path/'bad.ipynb', log) == (1 if says else 0)
+    assert outcome(tmp_path/'bad.ipynb', log) == (1 if says else 0)
     assert (says or '') in log.read_text()
 
 

@@ -44,5 +44,5 @@ def test_it_says_what_the_numbers_say(bandwidth):
 
 @pytest.mark.parametrize('given, words', [('scheme=nvfp4', 'does not run nvfp4'), ('batches=[0]', 'batches is 0')])
 def test_what_cannot_be_profiled(tmp_path, given, words):
-    r = cook('bandwidth', '-p', given, out=tmp_path/'run', timeout=120)
+    r = cook('bandwidth', '-p', given, out=tmp_path/'run')
     assert r.returncode in (1, 2) and words in r.stderr.strip().splitlines()[-1] and 'Traceback' not in r.stderr

@@ -56,7 +56,7 @@ def test_predictions_say_where_they_are_from(blackwell):
 ])
 def test_bad_parameters(tmp_path, args, words):
     out = tmp_path/'run'
-    r = cook('blackwell', *args, out=out, timeout=200)
+    r = cook('blackwell', *args, out=out)
     assert r.returncode in (1, 2) and 'Traceback' not in r.stderr
     assert all(w in r.stderr.strip().splitlines()[-1] for w in words), r.stderr[-600:]
     assert not (out/'results.json').exists()
@@ -68,6 +68,6 @@ def test_blocks_must_divide_every_input(tmp_path):
     odd = models.tiny('llama', hidden_size=120, num_attention_heads=4, head_dim=32)
     odd.model.save_pretrained(tmp_path/'odd')
     odd.tokenizer.save_pretrained(tmp_path/'odd')
-    r = cook('blackwell', '-p', f'model={tmp_path}/odd', out=tmp_path/'run', timeout=200)
+    r = cook('blackwell', '-p', f'model={tmp_path}/odd', out=tmp_path/'run')
     last = r.stderr.strip().splitlines()[-1]
     assert r.returncode == 1 and '120 inputs' in last and 'does not divide' in last, r.stderr[-600:]

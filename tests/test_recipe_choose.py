@@ -74,7 +74,7 @@ def test_random_weights_get_no_verdict(tmp_path):
     (['-p', 'budget=17'], 2, ['budget', '0 to 16']),
 ])
 def test_bad_parameters(tmp_path, args, code, words):
-    r = cook('choose', *args, out=tmp_path/'run', timeout=120)
+    r = cook('choose', *args, out=tmp_path/'run')
     last = r.stderr.strip().splitlines()[-1]
     assert r.returncode == code and all(w in last for w in words), last
     assert 'Traceback' not in r.stderr and not (tmp_path/'run'/'results.json').exists()
@@ -87,7 +87,7 @@ def test_bad_parameters(tmp_path, args, code, words):
     (['-p', 'schemes=fp8', '-p', 'budget=5'], ['nearest is fp8 with 8.0']),
 ])
 def test_what_cannot_be_chosen_ends_in_one_line(tmp_path, args, words):
-    r = cook('choose', *args, out=tmp_path/'run', timeout=240)
+    r = cook('choose', *args, out=tmp_path/'run')
     last = r.stderr.strip().splitlines()[-1]
     assert r.returncode == 1 and all(w in last for w in words), last
     assert not (tmp_path/'run'/'checkpoint').exists()

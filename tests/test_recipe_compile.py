@@ -1,29 +1,19 @@
 "The recipe compile: what it refuses at once, and the whole way."
 import json
-import sys
 
 import pytest
+
+from test_recipes import cook
 
 pytest.importorskip('torch')
 pytest.importorskip('onnx')
 rtx = pytest.mark.skipif(not __import__('importlib').util.find_spec('tensorrt_rtx'), reason='needs the extra rtx')
 
 
-def _run(*args):
-    import subprocess
-    from pathlib import Path
-    return subprocess.run(
-        [sys.executable, '-m', 'tqcook', 'run', 'compile', '--size', 'smoke', *map(str, args)],
-        capture_output=True,
-        text=True,
-        cwd=Path(__file__).parents[1],
-    )
-
-
 @pytest.mark.parametrize('value,says', [('sm90', 'Hopper'), ('sm100', 'data-center Blackwell'),
                                         ('sm86', 'fp8 needs sm89'), ('sm42', 'no target')])
 def test_recipe_refuses_targets_at_once(value, says, tmp_path):
-    r = _run('-p', f'target={value}', '-o', tmp_path/'run')
+    r = cook('compile', '-p', f'target={value}', out=tmp_path/'run')
     assert r.returncode == 1
     assert says in r.stderr
     assert 'Traceback' not in r.stderr
@@ -32,7 +22,7 @@ def test_recipe_refuses_targets_at_once(value, says, tmp_path):
 
 @rtx
 def test_recipe_end_to_end(tmp_path):
-    r = _run('-p', 'calib_samples=4', '-p', 'repeats=2', '-o', tmp_path/'run')
+    r = cook('compile', '-p', 'calib_samples=4', '-p', 'repeats=2', out=tmp_path/'run')
     assert r.returncode == 0, r.stderr[-2000:]
     d = json.loads((tmp_path/'run'/'results.json').read_text())
     v = {x['scheme']: x for x in d['variants']}

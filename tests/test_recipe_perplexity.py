@@ -1,24 +1,12 @@
 "The gate as a user meets it: the recipe in smoke size and `tqcook compare` with its exit codes."
 import json
-import os
 import shutil
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
 pytest.importorskip('modelopt')
 from tqcook.cli import main
-
-ROOT = Path(__file__).resolve().parent.parent
-
-
-def cook(*args, cwd, timeout=420):
-    env = dict(os.environ, PYTHONPATH=str(ROOT), TQCOOK_RECIPES=str(ROOT/'recipes'))
-    return subprocess.run(
-        [sys.executable, '-m', 'tqcook', *args], cwd=cwd, env=env, capture_output=True, text=True, timeout=timeout
-    )
+from warm import command
 
 
 @pytest.fixture(scope='module')
@@ -30,7 +18,7 @@ def gate(tmp_path_factory):
         logs[-1].write_text(
             '\n'.join(json.dumps(dict(doc_id=i, doc_hash=str(i), acc=float(r))) for i, r in enumerate(right))
         )
-    return cook(
+    return command(
         'run', 'perplexity', '--size', 'smoke', '-p', f'tasks_base={logs[0]}', '-p', f'tasks_quant={logs[1]}',
         '-o', 'out', cwd=cwd
     ), cwd/'out'
@@ -82,7 +70,7 @@ def test_documents_of_unequal_size_are_counted(tmp_path):
     rows = [docs[-1]] + [d[:1500] for d in docs[:-1]]
     (tmp_path/'unequal.jsonl').write_text('\n'.join(json.dumps(dict(text=d)) for d in rows))
     args = 'text=unequal.jsonl context=128 max_windows=40 attribution_windows=0 new_tokens=4 on_fail=report'.split()
-    r = cook('run', 'perplexity', *(x for a in args for x in ('-p', a)), '-o', 'out', cwd=tmp_path)
+    r = command('run', 'perplexity', *(x for a in args for x in ('-p', a)), '-o', 'out', cwd=tmp_path)
     assert r.returncode == 0, r.stderr[-3000:]
     q = json.loads((tmp_path/'out'/'results.json').read_text())['quality']
     assert q['blocks'] == 40 and 3 < q['documents'] <= len(rows) and 1 < q['effective_blocks'] <= 40
@@ -94,7 +82,7 @@ def test_kv_cache_by_position(tmp_path):
     "With kv=fp8 the cache is judged alone, at short and long context; its bytes a request are half."
     small = 'kv=fp8 kv_context=512 context=128 max_windows=32 attribution_windows=0 new_tokens=4 on_fail=report'
     args = [x for a in small.split() for x in ('-p', a)]
-    r = cook('run', 'perplexity', '--size', 'smoke', *args, '-o', 'o', cwd=tmp_path)
+    r = command('run', 'perplexity', '--size', 'smoke', *args, '-o', 'o', cwd=tmp_path)
     assert r.returncode in (0, 11), r.stderr[-3000:]
     d = json.loads((tmp_path/'o'/'results.json').read_text())
     kv = d['details']['kv']
@@ -109,7 +97,7 @@ def test_kv_cache_by_position(tmp_path):
 def test_recipe_stops_early_once_the_verdict_is_settled(tmp_path):
     small = 'early=True max_kld=1e-5 max_windows=40 attribution_windows=0 context=64 new_tokens=4 on_fail=report'
     args = [x for a in small.split() for x in ('-p', a)]
-    r = cook('run', 'perplexity', '--size', 'smoke', *args, '-o', 'o', cwd=tmp_path)
+    r = command('run', 'perplexity', '--size', 'smoke', *args, '-o', 'o', cwd=tmp_path)
     assert r.returncode == 0, r.stderr[-3000:]
     q = json.loads((tmp_path/'o'/'results.json').read_text())['quality']
     assert q['verdict'] == 'FAIL'
@@ -131,7 +119,7 @@ def test_recipe_stops_on_fail(tmp_path):
         '-p',
         'new_tokens=4',
     )
-    r = cook('run', 'perplexity', '--size', 'smoke', *args, '-o', 'raised', cwd=tmp_path)
+    r = command('run', 'perplexity', '--size', 'smoke', *args, '-o', 'raised', cwd=tmp_path)
     assert r.returncode == 1
     assert 'the quantized model failed: mean KL divergence' in r.stderr
     assert not (tmp_path/'raised'/'results.json').exists()
@@ -151,7 +139,7 @@ def test_compare_fails_a_broken_checkpoint(demo_fp8, tmp_path, capsys):
 
 
 def test_compare_refuses_an_impossible_budget(demo_fp8, tmp_path):
-    r = cook('compare', 'demo', str(demo_fp8), '--device', 'cpu', '--max-ppl-ratio', '0.9', cwd=tmp_path)
+    r = command('compare', 'demo', str(demo_fp8), '--device', 'cpu', '--max-ppl-ratio', '0.9', cwd=tmp_path)
     assert r.returncode == 2 and '--max-ppl-ratio is 0.9' in r.stderr and 'Traceback' not in r.stderr
 
 

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 
+import warm
+
 ROOT = Path(__file__).resolve().parent.parent
 
-def cook(recipe, *args, cwd=None, out=None, timeout=420):
-    "Run the command as a user would, from a folder that is not the checkout."
-    cmd = [sys.executable, '-m', 'tqcook', 'run', recipe, '--size', 'smoke', *args] + (['-o', str(out)] if out else [])
-    env = dict(os.environ, PYTHONPATH=str(ROOT), TQCOOK_RECIPES=str(ROOT/'recipes'))
-    return subprocess.run(cmd, cwd=cwd or out.parent, env=env, capture_output=True, text=True, timeout=timeout)
+def cook(recipe, *args, out, cwd=None):
+    "Run it in a forked kernel, from a folder that is not the checkout."
+    return warm.command('run', recipe, '--size', 'smoke', *args, '-o', out, cwd=cwd or out.parent)
 
 def results(out):
     return json.loads((out/'results.json').read_text())
@@ -35,8 +35,11 @@ def whole(r, out):
 
 @pytest.fixture(scope='module')
 def fp8(tmp_path_factory):
+    "The command as a user runs it, a process that starts its own kernel."
     out = tmp_path_factory.mktemp('runs')/'fp8'
-    return cook('fp8', out=out), out
+    command = [sys.executable, '-m', 'tqcook', 'run', 'fp8', '--size', 'smoke', '-o', str(out)]
+    env = dict(os.environ, PYTHONPATH=str(ROOT), TQCOOK_RECIPES=str(ROOT/'recipes'))
+    return subprocess.run(command, cwd=out.parent, env=env, capture_output=True, text=True, timeout=420), out
 
 def test_fp8_results(fp8):
     d = whole(*fp8)
@@ -103,7 +106,7 @@ def test_fp8_on_a_gpu_without_fp8(tmp_path):
 ])
 def test_bad_parameters(tmp_path, args, code, words):
     out = tmp_path/'run'
-    r = cook('fp8', *args, out=out, timeout=120)
+    r = cook('fp8', *args, out=out)
     assert r.returncode == code, (r.returncode, r.stderr[-800:])
     last = r.stderr.strip().splitlines()[-1]
     for w in words:
@@ -149,12 +152,12 @@ def test_fp8_chooses_the_strength_of_a_scheme_that_smooths(tmp_path):
 
 def test_output_folder_that_cannot_be(tmp_path):
     (tmp_path/'file').write_text('in the way')
-    r = cook('fp8', out=tmp_path/'file'/'run', cwd=tmp_path, timeout=120)
+    r = cook('fp8', out=tmp_path/'file'/'run', cwd=tmp_path)
     assert r.returncode in (1, 2) and 'Traceback' not in r.stderr and 'file' in r.stderr
 
 def test_an_earlier_run_is_moved_aside(tmp_path):
     out = tmp_path/'run'
     out.mkdir()
     (out/'results.json').write_text('{}')
-    cook('fp8', '-p', 'scheme=fp9', out=out, timeout=120)
+    cook('fp8', '-p', 'scheme=fp9', out=out)
     assert any((p/'results.json').exists() for p in tmp_path.iterdir()), 'the earlier result is gone'
