@@ -35,6 +35,14 @@ def test_goals(measured, what):
     assert paid(what, measured[what], debts) == [], f'{what}: good by now; `python tests/house.py --debts` takes it out'
 
 
+def test_every_notebook_has_a_number_of_its_own(rooms):
+    "A reader who is told 54 finds one."
+    found = {}
+    for r in rooms.values():
+        found.setdefault(r.path.stem[:2], []).append(r.name)
+    assert {number: names for number, names in found.items() if len(names) > 1} == {}
+
+
 # The measures measure: each of them finds what it is there for.
 
 def room(tmp_path, *cells, name='20_taste', rooms=None):
