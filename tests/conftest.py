@@ -1,8 +1,10 @@
 "Shared models and checkpoints: made once, used by every test that needs one."
 import os
+import sys
 
 os.environ.setdefault('HF_HUB_OFFLINE', '1')  # no test may reach for a hub
 os.environ.setdefault('TOKENIZERS_PARALLELISM', 'false')
+sys.modules.setdefault('rfc3987_syntax', None)  # a grammar that costs jsonschema a second, and no test asks for it
 import pytest
 
 

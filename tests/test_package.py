@@ -205,6 +205,13 @@ def test_imports_are_quick(names, limit):
     assert statistics.median(float(p.stdout) for p in runs) < limit
 
 
+def test_a_run_does_not_wait_for_a_grammar():
+    "jsonschema, which nbformat imports, would build that of internationalized addresses for a second and more."
+    p = python("import sys\nfrom tqcook import recipe, runner\nrunner._parameterize(recipe.find_recipe('fp8'), {})\n"
+               "print('jsonschema' in sys.modules, sys.modules.get('rfc3987_syntax'))")
+    assert p.stdout.strip() == 'True None', p.stderr
+
+
 def test_version_and_module_entry():
     p = run(sys.executable, '-m', 'tqcook', '--version')
     assert p.stdout.strip() == re.search(r'^version = (.+)', (REPO/'settings.ini').read_text(), re.M)[1]

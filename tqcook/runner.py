@@ -312,6 +312,7 @@ def _client(nb, km, progress: _Progress, stop: _Stop):
 # %% ../nbs/82_runner.ipynb #5a7a9f38
 def _parameterize(recipe: Recipe, values: dict):
     "The recipe's notebook with `values` injected after its parameters cell, the way papermill does it."
+    sys.modules.setdefault('rfc3987_syntax', None) # a grammar that costs jsonschema a second, and nobody asks for it
     import nbformat
     try:
         nb = nbformat.reads(read_file(recipe.path).decode(), as_version=4)
@@ -321,8 +322,7 @@ def _parameterize(recipe: Recipe, values: dict):
     nb.metadata.kernelspec = dict(name='python3', display_name='python3', language='python')
     if values:
         source = '\n'.join(['# Parameters', *(f'{k} = {v!r}' for k, v in values.items())])
-        tags = dict(tags=['injected-parameters'])
-        nb.cells.insert(at + 1, nbformat.v4.new_code_cell(source, metadata=tags))
+        nb.cells.insert(at + 1, nbformat.v4.new_code_cell(source, metadata=dict(tags=['injected-parameters'])))
     return nb
 
 # %% ../nbs/82_runner.ipynb #0c5e44fd
