@@ -36,7 +36,7 @@ def text_kind(source):
 def quality(ratio, interval, verdict, how, alpha=None):
     "A comparison as a cell."
     low, high = interval
-    smoothed = f', SmoothQuant {alpha}' if isinstance(alpha, float) else ''
+    smoothed = f', SmoothQuant {alpha}' if alpha not in (None, 'off') else ''
     return f'{ratio:.4f} ({low:.4f} to {high:.4f}) {verdict}{HOW[how][1]}{smoothed}'
 
 

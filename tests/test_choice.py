@@ -162,7 +162,7 @@ def test_what_is_refused_and_why(demo):
     found = candidates.candidates(demo, gpu=lookup('a100'), alphas=[.4, .5])
     why = {c.scheme: c.why for c in found}
     assert 'sm80' in why['fp8'] and not why['int8_token'] and not why['int8_wo']
-    assert [c.alpha for c in found if c.scheme == 'int8_token'] == [.4, .5]
+    assert [c.alpha for c in found if c.scheme == 'int8_token'] == [.4, .5, 'layerwise']
     served = candidates.candidates(demo, engine='vllm')
     assert {c.scheme for c in served if not c.why} <= {s.name for s in schemes.SCHEMES.values() if 'vllm' in s.layouts}
 

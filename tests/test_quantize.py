@@ -246,8 +246,8 @@ def test_alpha_sweep_runs_the_text_once_and_shows_the_default(monkeypatch):
     monkeypatch.setattr(quantize, '_observe', lambda *a: (runs.append(a[3]), real(*a))[1])
     s = smoothing.sweep_alpha(m, cal, judge, alphas=[.5], progress=False)
     assert runs == [True, False] # once channel by channel, and once for the static row without smoothing
-    assert [(t.scheme, t.alpha) for t in s.trials] == [('int8_sq', 1.), ('int8_sq', .5), ('int8_sq', 'off'),
-                                                       ('int8_token', .5), ('int8_token', 'off')]
+    assert [(t.scheme, t.alpha) for t in s.trials] == [
+        *(('int8_sq', a) for a in (1., .5, 'layerwise', 'off')), *(('int8_token', a) for a in (.5, 'layerwise', 'off'))]
     assert s.row('int8_sq', 1.).difference.value == 0
     for scheme, best in s.best.items():
         assert best.kld.value == min(t.kld.value for t in s.trials if t.scheme == scheme and t.alpha != 'off')
@@ -262,7 +262,8 @@ def test_alpha_is_chosen_on_held_out_windows_of_one_text():
     cal = data.calibration('code-train', m.tokenizer, 10, 48)
     s = smoothing.choose_alpha(m, cal, 'int8_sq', [.5, .7], progress=False)
     rows = {t.alpha: t.kld.value for t in s.trials}
-    assert rows.keys() == {1., 'off', .5, .7} and rows[s.best['int8_sq'].alpha] == min(rows[a] for a in (1., .5, .7))
+    assert rows.keys() == {1., 'layerwise', 'off', .5, .7}
+    assert rows[s.best['int8_sq'].alpha] == min(v for a, v in rows.items() if a != 'off')
     q = quantize.quantize(m, cal, 'int8_sq', alpha=s.best['int8_sq'].alpha, progress=False)
     assert not any('alpha' in w for w in q.report.warnings)
     with pytest.raises(CookError, match='at least 10'):

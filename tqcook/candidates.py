@@ -44,7 +44,7 @@ class Candidate(Result):
     "One way to quantize: what it costs, and what it did to the text that choices are made by."
     scheme: str
     bits: float # effective, a weight
-    alpha: float|None = None # SmoothQuant's strength
+    alpha: float|str|None = None # SmoothQuant's strength
     keep: list = field(default_factory=list) # patterns of layers in BF16
     step: Interval|None = None # seconds of a decode step
     why: str = '' # why it was not tried
@@ -54,7 +54,7 @@ class Candidate(Result):
 
     @property
     def name(self):
-        smooth = '' if self.alpha is None else f', alpha {self.alpha:g}'
+        smooth = '' if self.alpha is None else f', alpha {self.alpha}'
         kept = f', {len(self.keep)} in BF16' if self.keep else ''
         return self.scheme + smooth + kept
 
@@ -98,7 +98,7 @@ def _mix(steps, scheme, share): # of the weights that stay in BF16 -> `Interval`
 def candidate(
     loaded: Loaded,
     scheme: str,
-    alpha: float|None = None,
+    alpha: float|str|None = None,
     keep=(), # patterns of layers in BF16
     steps: dict|None = None, # of `predicted`, or measured
     why: str = '', # why it is not tried
@@ -134,7 +134,7 @@ def _refused(loaded, s, kv, keep):
 def candidates(
     loaded: Loaded, # an unquantized model
     schemes=(), # names; none: all there are
-    alphas=(.4, .5, .6, .7), # strengths of SmoothQuant; none: each scheme's default
+    alphas=(.4, .5, .6, .7), # strengths of SmoothQuant; none: each scheme's default; 'layerwise' always joins
     keep=(), # patterns of layers that stay in BF16 in any case
     kv: str = 'none',
     engine: str = 'auto', # that shall load it: auto, trtllm, vllm or sglang
@@ -150,7 +150,7 @@ def candidates(
         why = _unserved(s, engine, gpu, trtllm) or _refused(loaded, s, kv, keep)
         strengths = [None]
         if s.name in SMOOTHED and not why:
-            strengths = alphas or [SMOOTHED[s.name]]
+            strengths = [*(alphas or [SMOOTHED[s.name]]), 'layerwise']
         out += [candidate(loaded, s.name, a, keep, steps, why) for a in strengths]
     if all(c.why for c in out):
         every = '; '.join(f'{c.scheme}: {c.why}' for c in out)

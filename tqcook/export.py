@@ -9,6 +9,7 @@ __all__ = ['LAYOUTS', 'SHARD', 'stored', 'make_portable', 'read_back', 'layout_o
 import copy
 import re
 import time
+from collections import Counter
 from pathlib import Path
 
 from . import card, passport, schemes
@@ -327,6 +328,11 @@ def _describe(
     cal = {k: v for k, v in q.report.to_dict().items() if k in keep}
     if q.alpha is not None:
         cal['alpha'] = q.alpha
+    folds = q.report.facts.get('alphas')
+    if folds:
+        taken = Counter(folds.values())
+        each = [f'{n} x {rule}' for rule, n in taken.most_common()]
+        cal['alphas'] = ', '.join(each)
     passport.write_passport(out, scheme=q.scheme, kv=q.kv, model=model, calibration=cal)
     text = legacy_card(q) if layout == 'trtllm_legacy' else str(card.model_card(out))
     if 'injected' in q.loaded.notes:

@@ -18,11 +18,11 @@ from types import SimpleNamespace
 from . import schemes
 from .calibration import CalibrationReport, QuantizerStat, examine, examine_target, text_facts
 from .core import CookError, esc, fmt_seconds, need
-from .folding import fold, foldable, smoothing_factors
+from .folding import fold, foldable, local_factors, smoothing_factors
 from .formats import fake_blocks, fake_e4m3, fake_int
 from .models import Loaded, check_finite, expert_tensors, linears, quiet
 from .placement import is_spread
-from .preflight import SMOOTHED, check_options, preflight
+from .preflight import SMOOTHED, check_options, check_windows, preflight
 from .ranges import Range, RangeRecorder, choose_amax, run_windows
 
 # %% ../nbs/34_quantize.ipynb #ca4c4871
@@ -225,28 +225,32 @@ def _share_scales(model, groups):
             q.amax = torch.stack([p._amax.to(q._amax.device) for p in qs]).amax(0)
 
 # %% ../nbs/34_quantize.ipynb #aa5708f8
-def _smooth(model, rec, alpha, places):
+def _smooth(model, rec, o):
     "Smooth every linear layer that was watched; returns the names of those that no layer before can help."
     inputs = {module_of(n): n for n in rec.channel if n.endswith('.input_quantizer')} # experts have none of their own
-    if places is None:
-        # factors stay beside the layers, and all that share an input share them
-        beside = {}
-        for m, n in inputs.items():
-            beside.setdefault(rec.owner[n], []).append(m)
-        for owner, g in beside.items():
-            _smooth_beside([model.get_submodule(m) for m in g], rec.channel[owner], alpha)
-        return []
-    for source, g in places.items():
+    beside = {} # factors stay there where no layer before takes them, and all that share an input share them
+    for m, n in inputs.items():
+        beside.setdefault(rec.owner[n], []).append(m)
+    groups = beside if o.places is None else o.places
+    for source, g in groups.items():
         seen = [inputs[m] for m in g if m in inputs]
-        if seen:
-            weights = [model.get_submodule(m).weight for m in g]
-            fold(model, source, g, smoothing_factors(rec.channel[seen[0]], weights, alpha))
-    return [m for m in inputs if not any(m in g for g in places.values())]
+        if not seen:
+            continue
+        top, mods = rec.channel[seen[0]], [model.get_submodule(m) for m in g]
+        weights = [m.weight for m in mods]
+        if o.alpha == 'layerwise':
+            s, o.strengths[', '.join(g)] = local_factors(rec.sample(seen[0]), top, weights, o.scheme.a_static)
+        else:
+            s = smoothing_factors(top, weights, o.alpha)
+        if o.places is None:
+            _smooth_beside(mods, top, s)
+        else:
+            fold(model, source, g, s)
+    return [m for m in inputs if not any(m in g for g in groups.values())]
 
 # %% ../nbs/34_quantize.ipynb #63686b1e
-def _smooth_beside(mods, top, alpha):
+def _smooth_beside(mods, top, s):
     "Factors that stay beside the layers; the static range is the exact maximum of the smoothed channels."
-    s = smoothing_factors(top, [m.weight for m in mods], alpha)
     p = (1 / s).to(mods[0].weight.dtype) # what is stored
     for m in mods:
         here = p.to(m.weight.device)
@@ -295,7 +299,7 @@ def _calibrate(model, o):
     if watched:
         _check_ranges(rec, watched, smooth)
     if smooth:
-        rest = _smooth(model, rec, o.alpha, o.places)
+        rest = _smooth(model, rec, o)
     with quiet(prints=True), _modelopt(model):
         mtq.calibrate(model, 'max') # ranges of weights
     for q in quantizers(model, 'weight').values():
@@ -328,7 +332,7 @@ class Quantized:
 
     def _repr_markdown_(self):
         steps = ', '.join(f'{k} {fmt_seconds(v)}' for k, v in self.seconds.items())
-        smooth = '' if self.alpha is None else ', not smoothed' if self.alpha == 'off' else f', alpha {self.alpha:g}'
+        smooth = '' if self.alpha is None else ', not smoothed' if self.alpha == 'off' else f', alpha {self.alpha}'
         return (f'**{esc(self.loaded.name)}** as {self.scheme}{smooth}, KV cache {self.kv}: '
                 f'{self.modules} weights fake-quantized ({steps})')
 
@@ -339,7 +343,7 @@ def quantize(
     scheme: str = 'fp8', # a name from `schemes.SCHEMES`
     kv: str = 'none', # 'fp8': also the KV cache, with the constant scale 1
     algorithm: str = 'max', # how a range is chosen: see `ranges.ALGORITHMS`
-    alpha: float|str|None = None, # SmoothQuant's strength, 0 to 1; None: that of `SMOOTHED`; 'off'
+    alpha: float|str|None = None, # SmoothQuant's strength, 0 to 1, or 'layerwise'; None: that of `SMOOTHED`; 'off'
     exclude=(), # patterns of modules to leave in BF16, such as '*.down_proj'
     batch_size: int = 0, # windows in a batch; 0: chosen by memory
     progress: bool = True,
@@ -358,9 +362,9 @@ def quantize(
     preflight(loaded, s.name, kv, exclude)
     o = SimpleNamespace(scheme=s, algorithm=algorithm, percentile=percentile, ranges=ranges, details=details,
                         keep_apart=keep_apart, folded=folded, run=(batch_size, progress), places=None)
-    o.alpha = SMOOTHED.get(s.name) if alpha is None else alpha
+    o.alpha, o.strengths = SMOOTHED.get(s.name) if alpha is None else alpha, {}
     o.windows = [] if corpus is None else [np.asarray(w) for w in corpus.windows]
-    _check_windows(o.windows, loaded, s)
+    check_windows(o.windows, loaded, s.name)
     need('modelopt.torch.quantization', 'quantize')
     check_finite(loaded.model)
     model = _own(loaded.model) if copy else loaded.model
@@ -381,6 +385,8 @@ def quantize(
         report.warnings += _smoothing_warnings(o, alpha is None, rest)
     if rest:
         report.facts['unsmoothed'] = rest
+    if o.strengths:
+        report.facts['alphas'] = o.strengths
     if target is not None and report.inputs():
         _clip_on(model, report, target, batch_size)
     sec['report'] = clock()
@@ -404,18 +410,6 @@ def _smoothing_warnings(o, untried, rest):
         kinds = sorted({n.rpartition('.')[2] for n in rest})
         yield (f'{len(rest)} layers ({", ".join(kinds)}) stay unsmoothed: no layer before them can take the factors, '
                f'and engines with a scale per token read none')
-
-# %% ../nbs/34_quantize.ipynb #369a5f04
-def _check_windows(windows, loaded, s):
-    if s.calibrates and not windows:
-        raise CookError(f'{s.name} needs calibration text and got no samples (512 of 512 tokens are customary)')
-    for i, w in enumerate(windows):
-        if not 0 < len(w) <= loaded.context:
-            raise CookError(f'calibration window {i} has {len(w)} tokens, expected 1 to {loaded.context}, the '
-                            f'positions of {loaded.name} (calib_length)')
-        if w.max() >= loaded.vocab_size or w.min() < 0:
-            raise CookError(f"calibration window {i} has token {int(w.max())}, beyond the model's vocabulary of "
-                            f"{loaded.vocab_size}: the text was cut with another model's tokenizer")
 
 # %% ../nbs/34_quantize.ipynb #ccced46d
 class _Clock:

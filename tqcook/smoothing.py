@@ -39,7 +39,7 @@ def check_alphas(
 class Trial:
     "One strength under one arithmetic."
     scheme: str # 'int8_sq' (one static scale) or 'int8_token' (a scale for each token)
-    alpha: float|str # 'off': not smoothed
+    alpha: float|str # 'layerwise'; 'off': not smoothed
     kld: object # mean KL divergence, an `Interval`
     difference: object # to the scheme's default, an `Interval`, paired token by token
     saturation: float|None # largest share of clipped values
@@ -91,12 +91,16 @@ class AlphaSweep:
         import matplotlib.pyplot as plt
         fig, ax = plt.subplots(figsize=(5, 2.6), dpi=80, layout='tight')
         for scheme in self.best:
-            tried = sorted((t for t in self.trials if t.scheme == scheme and t.alpha != 'off'), key=lambda t: t.alpha)
+            mine = {t.alpha: t for t in self.trials if t.scheme == scheme}
+            flat = {a: mine.pop(a) for a in ('layerwise', 'off')}
+            tried = [mine[a] for a in sorted(mine)]
             y = [t.kld.value for t in tried]
             bars = [[t.kld.value - t.kld.lo for t in tried], [t.kld.hi - t.kld.value for t in tried]]
             line = ax.errorbar([t.alpha for t in tried], y, bars, fmt='o-', ms=4, lw=1, capsize=2, label=scheme)
-            off = self.row(scheme, 'off').kld.value
-            ax.axhline(off, color=line[0].get_color(), ls=':', lw=1, label=f'{scheme}, not smoothed')
+            color = line[0].get_color()
+            for word, t in flat.items():
+                style = dict(layerwise='--', off=':')[word]
+                ax.axhline(t.kld.value, color=color, ls=style, lw=1, label=f'{scheme}, {word}')
         ax.set(xlabel='alpha', ylabel='mean KL divergence, nats', yscale='log', title='How much to smooth')
         ax.legend(fontsize=7)
         return fig
@@ -106,7 +110,7 @@ def sweep_alpha(
     loaded: Loaded, # an unquantized model
     corpus, # calibration text
     judge, # held-out text, a `data.Corpus`
-    alphas=ALPHAS, # each scheme's default and 'off' always join
+    alphas=ALPHAS, # each scheme's default, 'layerwise' and 'off' always join
     schemes=('int8_sq', 'int8_token'), # the arithmetics to judge
     exclude=(), # patterns of layers to leave in BF16
     batch_size: int = 0, # windows in a batch; 0: chosen by memory
@@ -116,7 +120,7 @@ def sweep_alpha(
     "Try several strengths of SmoothQuant and judge each by mean KL divergence on held-out text."
     from tqdm import tqdm
     alphas, start, trials = check_alphas(alphas), time.perf_counter(), []
-    plan = [(s, a) for s in schemes for a in [SMOOTHED[s], *(a for a in alphas if a != SMOOTHED[s]), 'off']]
+    plan = [(s, a) for s in schemes for a in dict.fromkeys([SMOOTHED[s], *alphas, 'layerwise', 'off'])]
     base = record(loaded, judge, progress=False) # read once
     for scheme, alpha in tqdm(plan, desc='alpha', disable=not progress, leave=False):
         q = quantize(loaded, corpus, scheme, alpha=alpha, exclude=exclude, batch_size=batch_size, progress=False,
