@@ -215,7 +215,7 @@ def attribute(base,            # the unquantized `models.Loaded`
     check_pair(a, b, corpus)
     groups, patterns = members(switches, by)
     every = [q for _, q in switches.values()]
-    runs = groups | {None: every, '': []}
+    runs = groups | {None: every, '': []}  # all of it, and for control nothing
     part = corpus.take(evenly(len(corpus), max_windows or len(corpus)))
     size, chunk = batch_sizes(a, part, batch_size, chunk)
     columns = {k: Columns(part.doc) for k in runs}
@@ -232,4 +232,5 @@ def attribute(base,            # the unquantized `models.Loaded`
     for k, c in columns.items():
         t = c.arrays()
         est[k] = stats.mean(t['kld'], Blocks(t['window'], t['document']), skewed=True)
-    return Attribution(by, {k: est[k] for k in groups}, patterns, est[None], est[''], len(part), part.n_scored)
+    whole, control = est.pop(None), est.pop('')
+    return Attribution(by, est, patterns, whole, control, len(part), part.n_scored)

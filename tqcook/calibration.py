@@ -19,13 +19,11 @@ def token_divergence(
 ) -> tuple: # (divergence, what two samples of the same kind would show), bits, 0 to 1
     "Jensen-Shannon divergence of two texts' token frequencies, and of each text's own halves for comparison."
     import numpy as np
+    from scipy.spatial.distance import jensenshannon
     n = max(int(x.max()) for x in [*a, *b]) + 1
-    def frequency(w):
-        return np.bincount(np.concatenate(w), minlength=n) / sum(map(len, w))
-    def divergence(w, v):
-        p, q = frequency(w), frequency(v)
-        both = (p + q) / 2
-        return sum(float((x[x > 0] * np.log2(x[x > 0] / both[x > 0])).sum()) for x in (p, q)) / 2
+    def divergence(*texts):
+        counts = [np.bincount(np.concatenate(w), minlength=n) for w in texts]
+        return float(jensenshannon(*counts, base=2))**2
     def halves(w):
         return divergence(w[::2], w[1::2]) if len(w) > 1 else divergence([w[0][::2]], [w[0][1::2]])
     return divergence(a, b), (halves(a) + halves(b)) / 2

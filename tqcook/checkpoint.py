@@ -15,6 +15,7 @@ import re
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import cached_property
+from itertools import accumulate
 from pathlib import Path
 
 import numpy as np
@@ -404,8 +405,7 @@ class _Quantized(_Stored):
         names = [module, *(f'{parent}.{f}' for f, parts in FUSED.items() if leaf in parts)]
         if not self.ancestors:
             return any(fnmatchcase(n, p) for n in names for p in self.exclude)
-        steps = module.split('.')
-        names += ['.'.join(steps[:i]) for i in range(1, len(steps))]
+        names += accumulate(module.split('.'), '{}.{}'.format)
         return any(_covers(p, n) for n in names for p in self.exclude)
 
     def settings_of(self, module):

@@ -98,6 +98,14 @@ def _on_tried(c, tried):
     if tried and not better:
         yield f'{", ".join(tried)} were tried and are no better.'
 
+# %% ../nbs/23_compare.ipynb #5a4ba2af
+def _on_overlap(calibration, corpus):
+    "Text that the quantized model has seen."
+    share = overlap(calibration, corpus) if calibration is not None else 0
+    if share > .01:
+        yield (f'{share:.1%} of the evaluation text also stands in the calibration text: the quantized model '
+               'has seen it')
+
 # %% ../nbs/23_compare.ipynb #5a4ba2b0
 def describe(logits) -> dict:
     "Who took part."
@@ -382,7 +390,6 @@ def compare(base,                   # `models.Loaded`, a logits object, a functi
     if way not in WAYS:
         raise CookError(f"way is '{way}'; expected one of {', '.join(WAYS)}")
     start, ours = time.perf_counter(), is_loader(base)
-    warnings = list(corpus.notes)
     kept = base if isinstance(base, Recorded) else None
     a = kept.live.logits if kept else as_logits(base)
     del base  # what a function loaded is nobody else's: it may go
@@ -390,11 +397,7 @@ def compare(base,                   # `models.Loaded`, a logits object, a functi
         raise CookError(f"the base was recorded on {kept.corpus['source']}, in other windows than these: record it on "
                         'the text that is compared')
     check_corpus(a, corpus, 'base')
-    who = describe(a)
-    share = overlap(calibration, corpus) if calibration is not None else 0
-    if share > .01:
-        warnings.append(f'{share:.1%} of the evaluation text also stands in the calibration text: the quantized model '
-                        'has seen it')
+    who, warnings = describe(a), [*corpus.notes, *_on_overlap(calibration, corpus)]
     if kept:
         way = 'hidden-memory'
     if way == 'auto':
@@ -404,17 +407,15 @@ def compare(base,                   # `models.Loaded`, a logits object, a functi
     n = len(corpus)
     steps, order = [(n, .95)], np.arange(n)
     if early:
-        steps = looks(n)
-        np.random.default_rng(seed).shuffle(order)
+        steps, order = looks(n), np.random.default_rng(seed).permutation(n)
         reference.first = order[:len(reference.first)].tolist()  # the floor is known at the first look
     parts = np.split(order, [end for end, _ in steps[:-1]])
     if way != 'lockstep' and not kept:
         reference = Recorded(reference, corpus, size, folder if way == 'hidden-file' else None, not ours, progress)
     with contextlib.nullcontext() if kept else contextlib.closing(reference):
         found = _together(a, reference, quant, corpus, size, chunk, progress, parts)
-        for k, (tokens, other) in enumerate(found):
-            end, level = steps[k]
-            look = dict(look=k + 1, looks=len(steps), windows=end, of=n, level=level) if early else {}
+        for k, ((end, level), (tokens, other)) in enumerate(zip(steps, found, strict=True), 1):
+            look = dict(look=k, looks=len(steps), windows=end, of=n, level=level) if early else {}
             read = corpus.take(np.sort(order[:end])).info()
             seconds = time.perf_counter() - start
             c = Comparison(who, other, read, tokens, budget, reference.floor(), way, seconds, warnings, look)

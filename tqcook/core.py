@@ -441,16 +441,10 @@ def environment() -> dict: # name -> version; packages that are absent are left 
     return plain(env | {k: version(d) for k, d in _recorded.items()})
 
 # %% ../nbs/00_core.ipynb #d3ce3d1b
-def _fits(run, batch, done) -> bool:
-    "Run one batch; False when memory ran out (the traceback, which keeps tensors alive, is gone by then)."
-    try:
-        run(batch, done)
-        return True
-    except RuntimeError as e: # PyTorch's CPU allocator raises a plain one
-        short = any(s in str(e) for s in ('allocate memory', 'out of memory'))
-        if len(batch) == 1 or not (short or type(e).__name__ == 'OutOfMemoryError'):
-            raise
-        return False
+def _short(error) -> bool:
+    "Whether memory ran out; PyTorch's CPU allocator raises a plain RuntimeError."
+    told = any(s in str(error) for s in ('allocate memory', 'out of memory'))
+    return told or type(error).__name__ == 'OutOfMemoryError'
 
 # %% ../nbs/00_core.ipynb #764f5caf
 def in_batches(
@@ -465,10 +459,13 @@ def in_batches(
         batch = items[done:done + size]
         if key:
             batch = [i for i in batch if key(i) == key(batch[0])]
-        if _fits(run, batch, done):
+        try:
+            run(batch, done)
             done += len(batch)
-            continue
-        if not halved:
-            warnings.warn(f'out of memory with {len(batch)} windows in a batch; going on with smaller batches')
-        size, halved = max(1, len(batch) // 2), halved + 1
+        except RuntimeError as e:
+            if len(batch) == 1 or not _short(e):
+                raise
+            if not halved:
+                warnings.warn(f'out of memory with {len(batch)} windows in a batch; going on with smaller batches')
+            size, halved = len(batch) // 2, halved + 1
     return size, halved

@@ -113,8 +113,9 @@ def lookup(
     for k, d in DEVICES.items():
         if key in (_plain_name(k), _plain_name(d.name)):
             return d
-    if key[:2] == 'sm' and key[2:].isdigit() and int(key[2:]) in ARCHITECTURES:
-        return Device(f'a {ARCHITECTURES[int(key[2:])]} GPU', sm=int(key[2:]))
+    for sm, arch in ARCHITECTURES.items():
+        if key == f'sm{sm}':
+            return Device(f'a {arch} GPU', sm=sm)
     raise CookError(f'no GPU named {name!r} in the table{suggest(key, DEVICES)}; any other goes by its sm, as in sm90')
 
 # %% ../nbs/02_device.ipynb #18305873
@@ -143,7 +144,7 @@ def _cpu() -> Device:
     lines = info.read_text().splitlines() if info.exists() else []
     names = (line.partition(':')[2].strip() for line in lines if line.startswith('model name'))
     name = next(names, platform.processor() or platform.machine())
-    mem = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') if hasattr(os, 'sysconf') else 0
+    mem = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
     cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
     return Device(f'{name}, {cores} cores', 'cpu', memory_bytes=mem, here=True)
 

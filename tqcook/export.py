@@ -67,28 +67,27 @@ def stored(
 ): # yields name, weight, what fake quantization makes of it (None: left alone), its quantizer and that of its input
     "What a checkpoint has to hold, tensor by tensor."
     import torch
-    units, numbered, narrow = _units(model), [], getattr(model, 'narrow', {})
+    units, narrow = _units(model), getattr(model, 'narrow', {})
+    numbered = [(None, None)] # by their marks; 0: no quantizer
     for part in _state(model):
         marks, fake = {}, {}
         for n, w in part.items():
             qs, inputs = units.get(n, ([], None))
-            first = len(numbered) + 1
-            numbered += [(q, inputs) for q in qs]
-            mark = torch.tensor(first if qs else 0)
+            mark = torch.tensor(len(numbered) if qs else 0)
             if w.ndim == 3 and qs:
-                mark = torch.arange(first, first + len(qs)).view(-1, 1, 1)
+                mark = torch.arange(len(numbered), len(numbered) + len(qs)).view(-1, 1, 1)
             marks[n] = mark.expand(w.shape)
+            numbered += [(q, inputs) for q in qs]
             part[n] = w = w if qs else w.to(narrow.get(n, w.dtype)) # as narrow as the file it came from
             fake[n] = w if not qs else qs[0](w) if w.ndim == 2 else torch.stack([q(x) for q, x in zip(qs, w)])
         part, marks, fake = (saved(model, d) for d in (part, marks, fake))
         for n, w in part.items():
-            k = int(marks[n].reshape(-1)[0]) if w.numel() else 0
-            yield (n, w, fake[n], *numbered[k - 1]) if k else (n, w, None, None, None)
+            k = int(marks[n].flatten()[0]) if w.numel() else 0
+            yield n, w, fake[n] if k else None, *numbered[k]
 
 # %% ../nbs/45_export.ipynb #5354de21
 def _one(x): # a range of zero gets a scale of one
-    import torch
-    return torch.where(x == 0, torch.ones_like(x), x)
+    return x.masked_fill(x == 0, 1)
 
 # %% ../nbs/45_export.ipynb #a7bbca48
 def _encode(
@@ -101,8 +100,8 @@ def _encode(
     name, # of the layer
 ):
     "The codes behind a fake-quantized weight and its scales: leaf name -> tensor."
-    packed = layout == 'compressed-tensors' and schemes.get(scheme).weight_only
-    storage = schemes.get(scheme).storage
+    s = schemes.get(scheme)
+    storage, packed = s.storage, layout == 'compressed-tensors' and s.weight_only
     scales = scales_of(storage, w, quantizer._amax.to(w.device) if storage == 'nvfp4' else None)
     if storage == 'fp8':
         # a fused group shares one
@@ -114,19 +113,19 @@ def _encode(
         raise CookError(f'{name} has smoothing factors beside it, and {layout} has no place for them; quantize with '
                         f'folded=True')
     if layout == 'deepseek':
-        s = t.pop('weight_scale')
-        return t | dict(weight_scale_inv=s.reshape(s.shape[0], s.shape[2]))
+        blocks = t.pop('weight_scale')
+        return t | dict(weight_scale_inv=blocks[:, 0, :, 0])
     if packed:
         return _pack(storage, t, w.shape)
     if layout == 'compressed-tensors':
         return t | dict(weight_scale=t['weight_scale'].float().reshape(-1, 1))
     if smooth is not None:
         t['pre_quant_scale'] = smooth.reshape(-1)
-    if schemes.get(scheme).a_static:
+    if s.a_static:
         if getattr(inputs, '_amax', None) is None:
             raise CookError(f'no calibration token ever reached {name}, so its input has no range; give more varied '
                             f'text or exclude it')
-        top = FORMATS[schemes.get(scheme).a_dtype].max * (E4M3_MAX if storage == 'nvfp4' else 1)
+        top = FORMATS[s.a_dtype].max * (E4M3_MAX if storage == 'nvfp4' else 1)
         t['input_scale'] = _one(inputs._amax.float().reshape(()) / top)
     return t
 
@@ -213,8 +212,8 @@ def make_portable(
         new = {k: v for k, v in old.items() if v is not None} | here
     else:
         new = here | rope_settings(here)
-        for k, old in _OLD_ROPE.get(here.get('model_type'), {}).items():
-            new |= {k: new[old]} if old in new else {}
+        names = _OLD_ROPE.get(here.get('model_type'), {})
+        new |= {old: new[k] for old, k in names.items() if k in new}
     changed += _put(d/'config.json', here, new)
     if (d/'tokenizer_config.json').exists():
         old = read_json(d/'tokenizer_config.json')
@@ -242,20 +241,23 @@ def read_back(
 ):
     "Hold a directory against the fake-quantized model; `CookError` names the layers that break the promise."
     files, model = _open(out), quantized.loaded.model
+    storage = schemes.get(quantized.scheme).storage
     left, wrong, plain, count = set(files), [], [], 0
     for n, w, fake, _, _ in stored(model):
         module = n.removesuffix('.weight')
         if fake is None:
-            left.discard(n)
+            mine = {n}
+            kept = n in files and files[n].get_tensor(n).to(w.device).equal(w)
             plain += [module] * _is_matrix(n, w)
-            wrong += [] if n in files and files[n].get_tensor(n).to(w.device).equal(w) else [module]
-            continue
-        count += 1
-        mine = [k for k in files if k.rpartition('.')[0] == module]
-        leaves = {k.rpartition('.')[2]: files[k].get_tensor(k).to(fake.device) for k in mine}
-        left -= {f'{module}.{k}' for k in leaves if k != 'bias'}
-        wrong += [] if _agrees(schemes.get(quantized.scheme).storage, leaves, fake) else [module]
-    named = _named(read_json(Path(out)/'config.json', finite=False)['quantization_config'])
+        else:
+            mine = {k for k in files if k.rpartition('.')[0] == module and not k.endswith('.bias')}
+            leaves = {k.rpartition('.')[2]: files[k].get_tensor(k).to(fake.device) for k in mine}
+            kept = _agrees(storage, leaves, fake)
+            count += 1
+        left -= mine
+        wrong += [] if kept else [module]
+    label = read_json(Path(out)/'config.json', finite=False)['quantization_config']
+    named = next(label[k] for k in ('ignore', 'modules_to_not_convert', 'exclude_modules') if k in label)
     unnamed = set(_excluded(model, plain)) - set(named)
     broken = wrong + sorted(unnamed) + sorted(left) + _foreign(model, files)
     if broken or not count:
@@ -274,10 +276,6 @@ def _open(out): # tensor name -> the open file that holds it
     files = [safe_open(f, 'pt') for f in sorted(Path(out).glob('*.safetensors'))]
     return {k: f for f in files for k in f.keys()}
 
-# %% ../nbs/45_export.ipynb #9b739228
-def _named(q): # modules that a label leaves out, whatever it calls them
-    return next(q[k] for k in ('ignore', 'modules_to_not_convert', 'exclude_modules') if k in q)
-
 # %% ../nbs/45_export.ipynb #ea57110d
 def _agrees(storage, leaves, fake):
     "Whether a stored weight is the fake-quantized one, to the rounding of BF16 (which packed scales have as well)."
@@ -288,12 +286,9 @@ def _agrees(storage, leaves, fake):
     if not {'weight_scale', 'weight_scale_inv'} & leaves.keys():
         return False
     if 'weight_packed' in leaves:
-        bits = FORMATS[STORAGES[storage].fmt].bits
-        leaves = unpack(leaves, bits)
+        leaves = unpack(leaves, FORMATS[STORAGES[storage].fmt].bits)
     w = dequantize(storage, leaves)
-    if w.shape != fake.shape:
-        return False
-    return bool(((w - fake).abs_() <= fake.abs() * 2.**-7 + 1e-12).all())
+    return w.shape == fake.shape and bool(((w - fake).abs_() <= fake.abs() * 2.**-7 + 1e-12).all())
 
 # %% ../nbs/45_export.ipynb #53ea112d
 def _foreign(model, files):

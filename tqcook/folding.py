@@ -31,7 +31,7 @@ class _Watch:
     "Follows the outputs of normalizations and linear layers to whatever reads them."
     def __init__(self, model):
         self.linears, self.model = linears(model), model
-        self.sources = self.linears | {n: m for n, m in model.named_modules() if is_norm(m)}
+        self.norms = {n: m for n, m in model.named_modules() if is_norm(m)}
         self.made, self.keep, self.inside = {}, [], 0 # id of a tensor -> its source; tensors kept, so that ids stay
         self.reads, self.products, self.escaped = defaultdict(list), defaultdict(list), set()
 
@@ -74,8 +74,7 @@ class _Watch:
                 return watch.call(func, args, kwargs or {})
         hooks = [m.register_forward_pre_hook(self.enter(n)) for n, m in self.linears.items()]
         hooks += [m.register_forward_hook(self.leave(n)) for n, m in self.linears.items()]
-        hooks += [m.register_forward_hook(lambda m, a, y, n=n: self.note(y, n)) for n, m in self.sources.items()
-                  if n not in self.linears]
+        hooks += [m.register_forward_hook(lambda m, a, y, n=n: self.note(y, n)) for n, m in self.norms.items()]
         ids = torch.zeros(1, 2, dtype=torch.long, device=self.model.device)
         try:
             with torch.inference_mode(), Mode():

@@ -63,7 +63,7 @@ def _draw(z, source): # logits; a `torch.Generator`
 def _moved(quant, labels):
     "Within this block each product's layers tell their outputs, and by how much their quantizers move them."
     import torch
-    told, own, hooks = [], {}, []
+    told, own = [], {}
     for module, q in quantizers(quant.model).values():
         own.setdefault(module, []).append(q)
     def listen(name, m):
@@ -76,15 +76,11 @@ def _moved(quant, labels):
                 for q in own[name]:
                     q.disable()
         return m.register_forward_hook(hook)
-    for name, m in linears(quant.model).items():
-        if name in own:
-            hooks.append(listen(name, m))
-    try:
-        with unquantized(quant, ['*']):
-            yield told
-    finally:
-        for h in hooks:
-            h.remove()
+    with contextlib.ExitStack() as end, unquantized(quant, ['*']):
+        for name, m in linears(quant.model).items():
+            if name in own:
+                end.callback(listen(name, m).remove)
+        yield told
 
 # %% ../nbs/36_mixed.ipynb #d3
 def _slopes(quant, batch, labels, source, draws=4): # passes backwards
@@ -154,10 +150,8 @@ def worth_keeping(
     "Products by the damage that goes for each byte that comes."
     shapes, flat = weights(loaded), linears(loaded.model)
     def worth(label):
-        more = 0
-        for n in parts.exclude([label]):
-            more += _bytes('none', shapes[n]) - _bytes(scheme, shapes[n])
-        return parts.groups[label].value / more
+        mine = [shapes[n] for n in parts.exclude([label])]
+        return parts.groups[label].value / sum(_bytes('none', s) - _bytes(scheme, s) for s in mine)
     def own(label): # the KV cache and experts are none
         names = parts.exclude([label])
         return names and set(names) <= set(flat)

@@ -36,15 +36,6 @@ def _logit_rules(config):
         rules += [('logits_scaling', lambda z: z.div_(div)), ('logits_scaling', lambda z: z.mul_(div))]
     return [*rules, ('none', lambda z: z)]
 
-# %% ../nbs/22_perplexity.ipynb #fc0a0857
-def _mm32(h, w):
-    "`h @ w.T` of 16-bit operands with float32 sums that are not rounded back (CUDA)."
-    import torch
-    try:
-        return torch.mm(h.to(w.dtype), w.t(), out_dtype=torch.float32)
-    except (TypeError, RuntimeError):  # PyTorch before 2.8 rounds to 16 bits
-        return (h.to(w.dtype) @ w.t()).float()
-
 # %% ../nbs/22_perplexity.ipynb #c07240e1
 @contextlib.contextmanager
 def _bf16_units():
@@ -146,7 +137,7 @@ class HFLogits:
             return m(h).float()  # a quantized head keeps its own arithmetic
         h = h.to(w.device)
         if w.is_cuda and w.dtype != torch.float32:
-            z = _mm32(h, w)
+            z = torch.mm(h.to(w.dtype), w.t(), out_dtype=torch.float32)  # sums that are not rounded to 16 bits
         else:
             if self._w32 is None:
                 self._w32 = w.float()  # the same tensor when it is float32 already
@@ -382,8 +373,7 @@ def score(loaded,         # `models.Loaded`, or anything that speaks the logits 
     check_corpus(a, corpus)
     batch_size, chunk = batch_sizes(a, corpus, batch_size, chunk)
     def run(batch):
-        found = batch.reduce(score_one, chunk, (a, batch.hidden(a)))
-        columns.add(batch, found)
+        columns.add(batch, batch.reduce(score_one, chunk, (a, batch.hidden(a))))
     feed(corpus, batch_size, run, progress=progress)
     return Scores(a.name, corpus.info(), columns.arrays(), time.perf_counter() - start)
 

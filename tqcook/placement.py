@@ -9,18 +9,9 @@ __all__ = ['free_room', 'placement', 'check_map', 'offload_folder', 'check_disk'
 # %% ../nbs/15_placement.ipynb #5b0328c9
 import shutil
 import tempfile
-from pathlib import Path
 
 from .core import CookError, fmt_bytes, need
 from .device import detect
-
-# %% ../nbs/15_placement.ipynb #4e98e96e
-def _available() -> int:
-    "Bytes of memory that are free or can be freed; all there are where the system does not say."
-    info = Path('/proc/meminfo')
-    lines = info.read_text().splitlines() if info.exists() else []
-    kilobytes = next((int(line.split()[1]) for line in lines if line.startswith('MemAvailable')), 0)
-    return 1024 * kilobytes or detect('cpu').memory_bytes
 
 # %% ../nbs/15_placement.ipynb #31ea2737
 def free_room(
@@ -32,7 +23,7 @@ def free_room(
     gpus = range(torch.cuda.device_count()) if spread else [dev.index]
     room = {i: int(.85 * torch.cuda.mem_get_info(i)[0]) for i in gpus} if dev.kind == 'cuda' else {}
     if spread or not room:
-        room['cpu'] = int(.8 * _available())
+        room['cpu'] = int(.8 * need('psutil', 'quantize').virtual_memory().available)
     if spread:
         room['disk'] = int(.95 * shutil.disk_usage(tempfile.gettempdir()).free)
     return room

@@ -147,14 +147,12 @@ def _insert(model, s, kv, exclude):
 @contextlib.contextmanager
 def transparent(model):
     "Within this block quantizers pass values on unchanged; smoothing stays."
-    on = [q for q in quantizers(model, 'any').values() if q._if_quant]
-    for q in on:
-        q.disable_quant()
-    try:
+    with contextlib.ExitStack() as end:
+        for q in quantizers(model, 'any').values():
+            if q._if_quant:
+                q.disable_quant()
+                end.callback(q.enable_quant)
         yield
-    finally:
-        for q in on:
-            q.enable_quant()
 
 # %% ../nbs/34_quantize.ipynb #687606de
 def _static(model): # quantizers whose range comes from text
@@ -167,8 +165,7 @@ def _observe(model, o, watched, channels):
     histogram = not channels and (o.details or o.algorithm != 'max')
     with transparent(model), RangeRecorder(watched, len(o.windows), channels, histogram, experts) as rec:
         run_windows(model, o.windows, rec, *o.run, pad=not experts)
-    top = {n: float(t.max()) for n, t in rec.table.items()}
-    bad = [n for n, t in top.items() if not math.isfinite(t)]
+    bad = [n for n, t in rec.table.items() if not math.isfinite(t.max())]
     if bad:
         # a range made of infinite or undefined activations is worthless
         sample = next(rec.run['order'][i] for i, v in enumerate(rec.per_sample(bad[0])) if not math.isfinite(v))
@@ -278,19 +275,24 @@ def _fold_rest(model, places):
         taker.weight_quantizer.reset_amax()
 
 # %% ../nbs/34_quantize.ipynb #e966c068
+def _search(model, o):
+    "AWQ: its search needs the text itself, with ModelOpt's quantizers at work."
+    from modelopt.torch.export.unified_export_hf import requantize_resmooth_fused_llm_layers
+    mtq = need('modelopt.torch.quantization', 'quantize')
+    with quiet(prints=True), _modelopt(model):
+        search = dict(method='awq_lite', alpha_step=.1)
+        mtq.calibrate(model, search, lambda m: run_windows(m, o.windows, None, *o.run))
+        requantize_resmooth_fused_llm_layers(model) # one factor for all layers that share an input, folded
+        if o.folded:
+            _fold_rest(model, o.places)
+            mtq.calibrate(model, 'max')
+
+# %% ../nbs/34_quantize.ipynb #e966c069
 def _calibrate(model, o):
     "Set every range; returns what was recorded (None when nothing had to be) and what stayed unsmoothed."
     mtq = need('modelopt.torch.quantization', 'quantize')
     if o.scheme.name == 'int4_awq':
-        # its search needs the text itself, with ModelOpt's quantizers at work
-        from modelopt.torch.export.unified_export_hf import requantize_resmooth_fused_llm_layers
-        with quiet(prints=True), _modelopt(model):
-            search = dict(method='awq_lite', alpha_step=.1)
-            mtq.calibrate(model, search, lambda m: run_windows(m, o.windows, None, *o.run))
-            requantize_resmooth_fused_llm_layers(model) # one factor for all layers that share an input, folded
-            if o.folded:
-                _fold_rest(model, o.places)
-                mtq.calibrate(model, 'max')
+        _search(model, o)
         return None, []
     smooth, rest, rec = o.alpha not in (None, 'off'), [], o.ranges
     watched = quantizers(model) if smooth else _static(model)
@@ -357,7 +359,7 @@ def quantize(
 ) -> Quantized: # raises `CookError` for whatever a user can get wrong
     "Calibrate a model and fake-quantize it."
     import numpy as np
-    s, clock, sec = schemes.get(scheme), _Clock(), {}
+    s, times = schemes.get(scheme), [_now()]
     check_options(s, kv, algorithm, alpha, percentile, exclude)
     preflight(loaded, s.name, kv, exclude)
     o = SimpleNamespace(scheme=s, algorithm=algorithm, percentile=percentile, ranges=ranges, details=details,
@@ -373,11 +375,10 @@ def quantize(
     if folded or s.name in SMOOTHED and not s.a_static:
         o.places = foldable(model)
     _insert(model, s, kv, exclude)
-    sec['insert'] = clock()
+    times.append(_now())
     rec, rest = _calibrate(model, o)
-    sec['calibrate'] = clock()
+    times.append(_now())
     report = _report(model, o, kv, rec)
-    report.seconds = sec
     if o.windows and details:
         facts, said = text_facts(corpus, loaded.tokenizer, target)
         report.facts |= facts
@@ -389,7 +390,8 @@ def quantize(
         report.facts['alphas'] = o.strengths
     if target is not None and report.inputs():
         _clip_on(model, report, target, batch_size)
-    sec['report'] = clock()
+    times.append(_now())
+    report.seconds = sec = dict(zip(('insert', 'calibrate', 'report'), np.diff(times).tolist()))
     done = dataclasses.replace(loaded, model=model, kind='fake_quant', scheme=s.name)
     return Quantized(done, s.name, kv, report, sec, algorithm, o.alpha, len(quantizers(model, 'weight')), rec)
 
@@ -412,33 +414,28 @@ def _smoothing_warnings(o, untried, rest):
                f'and engines with a scale per token read none')
 
 # %% ../nbs/34_quantize.ipynb #ccced46d
-class _Clock:
-    "Seconds since it was last asked, with the GPU's queue emptied."
-    def __init__(self):
-        self.t = time.perf_counter()
-
-    def __call__(self):
-        import torch
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        t, self.t = self.t, time.perf_counter()
-        return self.t - t
+def _now():
+    "The time, with the GPU's queue emptied."
+    import torch
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter()
 
 # %% ../nbs/34_quantize.ipynb #0d137ffa
 def _report(model, o, kv, rec):
     "The report's rows, from the quantizers and what was recorded."
     r = CalibrationReport(o.scheme.name, kv, o.algorithm, len(o.windows), sum(map(len, o.windows)))
     names = {}
-    for role in ('input', 'weight'):
-        for n, q in (_static(model) if role == 'input' else quantizers(model, role)).items():
-            a = getattr(q, '_amax', None)
-            st = QuantizerStat(module_of(n), role, _DTYPES[q.num_bits], None if a is None else float(a.max()))
-            r.stats.append(st)
-            if rec and n in rec.table:
-                names[n], owner = st.module, rec.owner[n]
-                st.shared = module_of(owner) * (owner != n)
-            if rec and n in rec.followers:
-                st.tokens = rec.rows[n]
+    for n, q in (_static(model) | quantizers(model, 'weight')).items():
+        a = getattr(q, '_amax', None)
+        role = 'weight' if _is_weight(n) else 'input'
+        st = QuantizerStat(module_of(n), role, _DTYPES[q.num_bits], None if a is None else float(a.max()))
+        r.stats.append(st)
+        if rec and n in rec.table:
+            names[n], owner = st.module, rec.owner[n]
+            st.shared = module_of(owner) * (owner != n)
+        if rec and n in rec.followers:
+            st.tokens = rec.rows[n]
     if kv == 'fp8':
         r.facts['kv_scale'] = 1.
     if rec is None or not o.details:

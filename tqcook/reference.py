@@ -8,10 +8,10 @@ __all__ = ['NOISES', 'WAYS', 'round_again', 'decoder_layers', 'noisy', 'Live', '
 # %% ../nbs/26_reference.ipynb #498bd678
 import contextlib
 import math
-import os
 import tempfile
 
 from . import parameters
+from .core import need
 from .paired import Paired, score_two
 from .perplexity import Columns, evenly, feed
 
@@ -57,21 +57,16 @@ def noisy(model,            # Hugging Face causal LM
           seed=0,           # of the rounding
          ):
     "Within this block the model differs from itself as two harmless runs do."
-    if kind == 'attention':
-        was = model.config._attn_implementation
-        model.set_attn_implementation('sdpa' if was == 'eager' else 'eager')
-        try:
-            yield
-        finally:
-            model.set_attn_implementation(was)
-        return
-    hook = _rounding(seed)
-    handles = [layer.register_forward_hook(hook) for layer in decoder_layers(model)]
-    try:
+    with contextlib.ExitStack() as end:
+        if kind == 'attention':
+            was = model.config._attn_implementation
+            model.set_attn_implementation('sdpa' if was == 'eager' else 'eager')
+            end.callback(model.set_attn_implementation, was)
+        else:
+            hook = _rounding(seed)
+            for layer in decoder_layers(model):
+                end.callback(layer.register_forward_hook(hook).remove)
         yield
-    finally:
-        for h in handles:
-            h.remove()
 
 # %% ../nbs/26_reference.ipynb #3f920b4b
 class Live:
@@ -192,7 +187,7 @@ def choose_way(logits,  # the base model, loaded
               ) -> str: # one of `WAYS`, not 'auto'
     "Which way there is room for: is there memory for another model of this size and for the work?"
     import torch
-    ram = os.sysconf('SC_AVPHYS_PAGES') * os.sysconf('SC_PAGE_SIZE') if hasattr(os, 'sysconf') else 0
+    ram = need('psutil', 'quantize').virtual_memory().available
     cuda = getattr(logits.device, 'type', 'cpu') == 'cuda'
     free = torch.cuda.mem_get_info(logits.device)[0] if cuda else ram
     if free > getattr(logits, 'nbytes', 0) + (4e9 if cuda else 1e9):

@@ -49,6 +49,21 @@ def _shape_table() -> dict:
 # %% ../nbs/04_shapes.ipynb #ecc8f5f1
 SHAPES = _shape_table()
 
+# %% ../nbs/04_shapes.ipynb #fec023ad
+def _named(source):
+    "A shape of the table, or what a file says."
+    if source.startswith('shape:'):
+        name = source.removeprefix('shape:')
+        if name not in SHAPES:
+            raise CookError(f'no shape named {name!r}{suggest(name, SHAPES)}')
+        return SHAPES[name]
+    path = Path(source)
+    file = path/'config.json' if path.is_dir() else path
+    config = read_json(file, finite=False)
+    if not isinstance(config, dict):
+        raise CookError(f'{file} holds no JSON object')
+    return config
+
 # %% ../nbs/04_shapes.ipynb #6e88030c
 def read_config(
     source, # config.json as a dict, a transformers config, a file, a directory that holds one, or 'shape:NAME'
@@ -57,14 +72,7 @@ def read_config(
     if hasattr(source, 'to_dict'):
         source = source.to_dict()
     if not isinstance(source, dict):
-        name = str(source).removeprefix('shape:')
-        if name != str(source) and name not in SHAPES:
-            raise CookError(f'no shape named {name!r}{suggest(name, SHAPES)}')
-        path = Path(source)
-        file = path/'config.json' if path.is_dir() else path
-        source = SHAPES[name] if name != str(source) else read_json(file, finite=False)
-        if not isinstance(source, dict):
-            raise CookError(f'{file} holds no JSON object')
+        source = _named(str(source))
     inner = source.get('text_config')
     return inner if isinstance(inner, dict) else source
 
@@ -256,8 +264,8 @@ def _attention(c, f, z):
 # %% ../nbs/04_shapes.ipynb #2df3ab95
 def _latent(c):
     "Ranks and widths of multi-head latent attention (DeepSeek-V2, section 2.1)."
-    widths = (_int(c, k) for k in ('kv_lora_rank', 'qk_rope_head_dim', 'qk_nope_head_dim', 'v_head_dim'))
-    return *widths, c.get('q_lora_rank') or 0
+    widths = ('kv_lora_rank', 'qk_rope_head_dim', 'qk_nope_head_dim', 'v_head_dim')
+    return *(_int(c, k) for k in widths), c.get('q_lora_rank') or 0
 
 # %% ../nbs/04_shapes.ipynb #3a3a256d
 def _latent_attention(z, rank, rope, nope, v, q):
@@ -316,8 +324,8 @@ def _unread(c, f):
     wrong = [k for k, v in c.items() if v and decides(k)]
     types = set(c.get('layer_types') or ()) - {'full_attention', 'sliding_attention'}
     wrong += [f'layer_types with {t!r}' for t in sorted(map(str, types))]
-    h = c.get('hidden_size')
-    return wrong + [f'{k}={c[k]}' for k in ('word_embed_proj_dim',) if c.get(k, h) != h]
+    width = c.get('word_embed_proj_dim')
+    return wrong + [f'word_embed_proj_dim={width}'] * (width not in (None, c.get('hidden_size')))
 
 # %% ../nbs/04_shapes.ipynb #189924ea
 def _on(c, switch):
@@ -327,14 +335,9 @@ def _on(c, switch):
     return bool(c.get(switch.lstrip('+'), switch.startswith('+')))
 
 # %% ../nbs/04_shapes.ipynb #33fb4a7d
-def _bias(c, f, attention, mlp):
-    "Parameters of the biases of these matrices."
-    first = ('q_a_proj', 'kv_a_proj_with_mqa') if c.get('kv_lora_rank') else ('q_proj', 'k_proj', 'v_proj')
-    outs = lambda of: sum(out for out, _ in of)
-    named = lambda names: outs(m for n, m in attention.items() if n in names)
-    found = _on(c, f.qkv) * named(first)
-    found += _on(c, f.o) * named(('o_proj',))
-    return found + _on(c, f.mlp) * outs(mlp.values())
+def _bias(c, switch, matrices, names=None):
+    "Parameters of the biases of these matrices, or of those with these names."
+    return _on(c, switch) * sum(out for n, (out, _) in matrices.items() if names is None or n in names)
 
 # %% ../nbs/04_shapes.ipynb #d3ae468e
 def _norms(c, f, z):
@@ -374,9 +377,10 @@ def _table_shape(c, f) -> Shape:
     found += [Matrix('mlp', dense, dense, *m) for m in mlp.values() if dense]
     found += [Matrix('mlp', s, s, *m) for m in shared.values()]
     found += [Matrix('experts', s * many, s * used, *m) for m in one.values()]
-    other = z.layers * _bias(c, f, attention, {})
-    other += dense * _bias(c, f, {}, mlp)
-    other += s * (router + many * _bias(c, f, {}, one))
+    first = ('q_a_proj', 'kv_a_proj_with_mqa') if c.get('kv_lora_rank') else ('q_proj', 'k_proj', 'v_proj')
+    other = z.layers * (_bias(c, f.qkv, attention, first) + _bias(c, f.o, attention, ('o_proj',)))
+    other += dense * _bias(c, f.mlp, mlp)
+    other += s * (router + many * _bias(c, f.mlp, one))
     other += _norms(c, f, z)
     other += sum(_EXTRA[name](c, z) for name in f.also.split(',') if name)
     tied = c.get('tie_word_embeddings', f.tied)
@@ -421,8 +425,8 @@ _SMALL = re.compile(r'router|gate\.weight|norm|conv|_bias') # routers too are 2-
 # %% ../nbs/04_shapes.ipynb #4bf06961
 def _count(tensors, c, why):
     "The matrices among these tensors, name -> shape; everything else is embedding, head or other."
-    routed = [k for k in ('num_local_experts', 'num_experts', 'n_routed_experts') if c.get(k)]
-    f = Family(experts=routed[0] if routed else '')
+    names = ('num_local_experts', 'num_experts', 'n_routed_experts')
+    f = Family(experts=next(filter(c.get, names), ''))
     unread = _unread(c, f)
     if unread:
         raise CookError(f'{why}; it has {", ".join(unread[:4])}, whose cache and cost are not counted here')
@@ -433,14 +437,13 @@ def _count(tensors, c, why):
         inside, wide = re.search(r'\.\d+\.', name), len(shape) > 1
         if wide and not inside and shape[0] >= z.v: # embedding, head
             ends.append(math.prod(shape))
-            continue
-        if not wide or not inside or _SMALL.search(name):
+        elif not wide or not inside or _SMALL.search(name):
             other += math.prod(shape)
-            continue
-        mine = 'experts.' in name and 'shared' not in name
-        kind = 'experts' if mine else 'attention' if re.search('attn|attention', name) else 'mlp'
-        copies = shape[0] if len(shape) == 3 else 1
-        found.append(Matrix(kind, copies, copies * share if mine else copies, *shape[-2:]))
+        else:
+            mine = 'experts.' in name and 'shared' not in name
+            kind = 'experts' if mine else 'attention' if re.search('attn|attention', name) else 'mlp'
+            copies = shape[0] if len(shape) == 3 else 1
+            found.append(Matrix(kind, copies, copies * share if mine else copies, *shape[-2:]))
     return _shape(c, f, z, found, sum(ends[1:]), other, experts)
 
 # %% ../nbs/04_shapes.ipynb #aedaa722

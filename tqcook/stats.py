@@ -8,11 +8,16 @@ __all__ = ['MIN_BLOCKS', 'POWER', 'Interval', 't_quantile', 'Blocks', 'mean', 'm
 
 # %% ../nbs/20_stats.ipynb #fc3026f7
 import math
+from bisect import bisect_left
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from .core import CookError
+
+# %% ../nbs/20_stats.ipynb #ba9cae83
+def _finite(v):
+    return float(v) if math.isfinite(v) else None
 
 # %% ../nbs/20_stats.ipynb #ba9cae84
 @dataclass(frozen=True)
@@ -45,12 +50,11 @@ class Interval:
     @property
     def ci(self) -> list:
         "The limits for JSON; None where there is none."
-        return [float(v) if math.isfinite(v) else None for v in (self.lo, self.hi)]
+        return [_finite(self.lo), _finite(self.hi)]
 
     def as_items(self, name) -> dict:
         "Value and limits as entries of results.json."
-        finite = lambda v: float(v) if math.isfinite(v) else None
-        return {name: finite(self.value), f'{name}_ci{100 * self.level:g}': self.ci}
+        return {name: _finite(self.value), f'{name}_ci{100 * self.level:g}': self.ci}
 
     def map(self,
             f,  # an increasing function of one number
@@ -340,15 +344,9 @@ def min_detectable(se,         # standard error of the paired mean
 # %% ../nbs/20_stats.ipynb #44d7bdba
 def _fewest(enough):
     "The smallest whole number from 2 on that is enough; `nan` when none below 2**50 is."
-    lo, hi = 2, 2
-    while not enough(hi):
-        lo, hi = hi, hi * 2
-        if hi > 1 << 50:
-            return math.nan
-    while lo < hi:
-        mid = (lo + hi) // 2
-        lo, hi = (lo, mid) if enough(mid) else (mid + 1, hi)
-    return lo
+    most = 2**50
+    n = bisect_left(range(most), True, lo=2, key=enough)
+    return n if n < most else math.nan
 
 # %% ../nbs/20_stats.ipynb #43aced67
 def blocks_needed(se,         # standard error at `blocks`

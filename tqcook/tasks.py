@@ -129,4 +129,4 @@ def compare_tasks(base,       # lm-eval log of the base model
     if other:
         raise CookError(f'sample {other[0]} is another question in the second log (doc_hash differs, {len(other)} '
                         'such); run both with the same task version')
-    return paired_accuracy([a[k] for k in a], [b[k] for k in a], metric)
+    return paired_accuracy(list(a.values()), [b[k] for k in a], metric)

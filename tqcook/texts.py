@@ -11,6 +11,7 @@ import contextlib
 import json
 import os
 import random
+import resource
 import signal
 import sys
 import sysconfig
@@ -276,10 +277,9 @@ def _said(e):
 @contextlib.contextmanager
 def _limits(seconds, what, room=1 << 30):
     "Bound the time and the new memory of a block; only in the main thread, where Python delivers signals."
-    if threading.current_thread() is not threading.main_thread() or not hasattr(signal, 'setitimer'):
+    if threading.current_thread() is not threading.main_thread():
         yield
         return
-    import resource  # not on Windows
 
     def stop(*_):
         raise CookError(f'{what} did not end within {seconds} s')
