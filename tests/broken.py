@@ -3,6 +3,7 @@
 Nothing here comes from tqcook: the writer and the quantizers are this file's own, so that a mistake in the library
 cannot hide in its tests. NVFP4 and the others follow the layout that ModelOpt 0.47 exports.
 """
+import copy
 import functools
 import json
 from pathlib import Path
@@ -105,6 +106,12 @@ def weights(seed=0):
         for m, s in LINEARS.items()
     }
 
+def once(make):
+    "Made once; each call has a copy of its own to break."
+    made = functools.cache(make)
+    return functools.wraps(make)(lambda *args, **kw: copy.deepcopy(made(*args, **kw)))
+
+@once
 def good(scheme='fp8', kv=None):
     "A checkpoint in memory: {'json': {file: object}, 'st': {file: {tensor: (dtype, array)}}, 'raw': {file: bytes}}."
     rng, t, ws = np.random.default_rng(1), {}, weights()

@@ -1,6 +1,8 @@
 "Shared models and checkpoints: made once, used by every test that needs one."
 import os
+import shutil
 import sys
+from fcntl import LOCK_EX, flock
 
 os.environ.setdefault('HF_HUB_OFFLINE', '1')  # no test may reach for a hub
 os.environ.setdefault('TOKENIZERS_PARALLELISM', 'false')
@@ -74,19 +76,26 @@ def held_out(demo):
     from tqcook import data
     return data.corpus('code', demo.tokenizer, context=256, max_windows=24)
 
-def _exported(demo, out, scheme, **kw):
+def _exported(demo, folders, scheme):
+    "A copy of what the first worker that needed it has made; one that comes meanwhile waits."
     from tqcook import data, export, quantize
-    calib = data.calibration('code-train', demo.tokenizer, samples=16, length=256)
-    return export.export(quantize.quantize(demo, calib, scheme, progress=False, **kw), out)
+    base = folders.getbasetemp()
+    shared = (base.parent if 'PYTEST_XDIST_WORKER' in os.environ else base)/f'demo_{scheme}'
+    with open(f'{shared}.lock', 'w') as lock:
+        flock(lock, LOCK_EX)
+        if not shared.exists():
+            calib = data.calibration('code-train', demo.tokenizer, samples=16, length=256)
+            export.export(quantize.quantize(demo, calib, scheme, progress=False), shared)
+    return shutil.copytree(shared, folders.mktemp('ckpt')/scheme)
 
 @pytest.fixture(scope='session')
-def demo_fp8(demo, tmp_path_factory): return _exported(demo, tmp_path_factory.mktemp('ckpt')/'fp8', 'fp8')
+def demo_fp8(demo, tmp_path_factory): return _exported(demo, tmp_path_factory, 'fp8')
 
 @pytest.fixture(scope='session')
-def demo_int8_sq(demo, tmp_path_factory): return _exported(demo, tmp_path_factory.mktemp('ckpt')/'int8_sq', 'int8_sq')
+def demo_int8_sq(demo, tmp_path_factory): return _exported(demo, tmp_path_factory, 'int8_sq')
 
 @pytest.fixture(scope='session')
-def demo_int8_wo(demo, tmp_path_factory): return _exported(demo, tmp_path_factory.mktemp('ckpt')/'int8_wo', 'int8_wo')
+def demo_int8_wo(demo, tmp_path_factory): return _exported(demo, tmp_path_factory, 'int8_wo')
 
 @pytest.fixture(scope='session')
 def standin(tmp_path_factory):

@@ -1,9 +1,5 @@
 "The fast tier: every scheme against its file, tokens against Hugging Face, and what it refuses."
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,8 +7,8 @@ import torch
 
 from tqcook import bench, decoder, export, kernels, models, quantize, synthetic, tuning
 from tqcook.core import CookError
+from warm import command
 
-ROOT = Path(__file__).resolve().parent.parent
 BOUND = 4e-3
 SCHEMES = ['fp8', 'fp8_rowwise', 'fp8_block', 'int8_sq', 'int8_token', 'int8_wo', 'int4_awq']
 SIZE = {'hidden_size': 128, 'intermediate_size': 256, 'num_hidden_layers': 2}
@@ -280,27 +276,9 @@ def test_random_weights_are_finite_in_every_scheme():
             assert torch.isfinite(d.forward(torch.arange(32)[None])).all(), scheme
 
 
-def test_bench_command():
-    cmd = [
-        sys.executable,
-        '-m',
-        'tqcook',
-        'bench',
-        '--schemes',
-        'bf16,int8_wo',
-        '--batches',
-        '1',
-        '--contexts',
-        '32',
-        '--prompts',
-        '1x32',
-        '--steps',
-        '2',
-        '--device',
-        'cpu',
-        '--json',
-    ]
-    r = subprocess.run(cmd, env=dict(os.environ, PYTHONPATH=str(ROOT)), capture_output=True, text=True, timeout=120)
+def test_bench_command(tmp_path):
+    args = '--schemes bf16,int8_wo --batches 1 --contexts 32 --prompts 1x32 --steps 2 --device cpu --json'
+    r = command('bench', *args.split(), cwd=tmp_path)
     assert r.returncode == 0, r.stderr
     points = json.loads(r.stdout)['points']
     expected = [(w, s) for s in ('bf16', 'int8_wo') for w in ('decode', 'prefill')]
@@ -312,21 +290,7 @@ def test_bench_command():
 
 @pytest.mark.slow
 def test_speed_recipe(tmp_path):
-    cmd = [
-        sys.executable,
-        '-m',
-        'tqcook',
-        'run',
-        'speed',
-        '-o',
-        str(tmp_path/'speed'),
-        '-p',
-        'schemes=["bf16", "int8_wo"]',
-        '-p',
-        'batches=[1]',
-    ]
-    env = dict(os.environ, PYTHONPATH=str(ROOT), TQCOOK_RECIPES=str(ROOT/'recipes'))
-    r = subprocess.run(cmd, env=env, capture_output=True, text=True, timeout=300)
+    r = command('run', 'speed', '-o', 'speed', '-p', 'schemes=["bf16", "int8_wo"]', '-p', 'batches=[1]', cwd=tmp_path)
     assert r.returncode == 0, r.stderr[-2000:]
     speed = json.loads((tmp_path/'speed/results.json').read_text())['runtime']['speed']
     assert {t['scheme'] for t in speed['ladder']} == {'bf16', 'fp8'} and len(speed['points']) == 4 and speed['peers']
