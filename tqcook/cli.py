@@ -38,13 +38,20 @@ from .served import compare_served
 from .sweep import sweep
 
 # %% ../nbs/84_cli.ipynb #713641e2
+def _aligned(rows: list) -> list:
+    "Rows of texts as lines, each column as wide as its longest text."
+    wide = [max(map(len, column)) for column in zip(*rows)]
+    return ['  '.join(map(str.ljust, r, wide)).rstrip() for r in rows]
+
+# %% ../nbs/84_cli.ipynb #713641e3
 def _table(md: str) -> str:
     "A Markdown table with its columns aligned."
-    cell = lambda c: c.strip().replace(r'\|', '|')
-    rows = [[cell(c) for c in re.split(r'(?<!\\)\|', line)[1:-1]] for line in md.strip().split('\n')]
-    rows = [r for r in rows if not all(re.fullmatch(':?-+:?', c) for c in r)]
-    wide = [max(map(len, column)) for column in zip(*rows)]
-    return '\n'.join('  '.join(map(str.ljust, r, wide)).rstrip() for r in rows) + '\n'
+    rows = []
+    for line in md.strip().split('\n'):
+        if not re.fullmatch('[|:-]+', line): # below the names of the columns
+            cells = re.split(r'(?<!\\)\|', line)[1:-1]
+            rows.append([c.strip().replace(r'\|', '|') for c in cells])
+    return '\n'.join(_aligned(rows)) + '\n'
 
 # %% ../nbs/84_cli.ipynb #406774ab
 def terminal(
@@ -86,8 +93,7 @@ def _cmd_run(a) -> int:
 def _cmd_list(a) -> int:
     "tqcook list"
     found = [find_recipe(a.recipe)] if a.recipe else recipes()
-    as_dict = lambda r: dict(name=r.name, path=str(r.path), title=r.title, purpose=r.purpose,
-                             parameters=[vars(p) for p in r.parameters.values()])
+    as_dict = lambda r: vars(r) | dict(path=str(r.path), parameters=[vars(p) for p in r.parameters.values()])
     print(json.dumps([as_dict(r) for r in found], indent=1) if a.json else '\n\n'.join(map(summary, found)))
     return 0
 
@@ -95,9 +101,8 @@ def _cmd_list(a) -> int:
 def summary(recipe: Recipe) -> str: # plain text
     "A recipe's purpose and its parameters with types, defaults and help: the values that `run` takes."
     rows = [(p.name, p.type, repr(p.default), p.help) for p in recipe.parameters.values()]
-    wide = [max([len(r[i]) for r in rows] or [0]) for i in range(3)]
-    lines = ['  ' + '  '.join([*map(str.ljust, r, wide), r[3]]) for r in rows]
-    return '\n'.join([f'{recipe.name}: {recipe.title}', f'  {recipe.purpose}', '', *lines])
+    lines = [f'  {line}' for line in [recipe.purpose, '', *_aligned(rows)]]
+    return '\n'.join([f'{recipe.name}: {recipe.title}', *map(str.rstrip, lines)])
 
 # %% ../nbs/84_cli.ipynb #7729def7
 _OPTIONAL = dict(torch='torch quantize', transformers='transformers quantize', modelopt='nvidia-modelopt quantize',
@@ -150,9 +155,9 @@ def _cmd_doctor(a) -> int:
              'disk': {k: fmt_bytes(v) for k, v in d['disk'].items()}, 'recipes': d['recipes'],
              'missing, and what mends it': d['missing'], 'advice for Llama-3.1-8B': d['advice']}
     for title, rows in parts.items():
-        wide = max(map(len, rows), default=0)
+        lines = _aligned([(k, str(v)) for k, v in rows.items()])
         if rows:
-            print(title, *(f'  {k:<{wide}}  {v}' for k, v in rows.items()), '', sep='\n')
+            print(title, *(f'  {line}' for line in lines), '', sep='\n')
     return 0
 
 # %% ../nbs/84_cli.ipynb #b17335d4
@@ -239,8 +244,7 @@ def _cmd_bench(a) -> int:
     usual = _POINTS['cuda' if here.kind == 'cuda' else 'cpu']
     names, *sizes = (given or u for given, u in zip((a.schemes, a.batches, a.contexts, a.prompts), usual))
     batches, contexts, prompts = map(points, sizes)
-    flat = lambda rows: [n for row in rows for n in row]
-    b = bench.measure(a.model, names.split(','), flat(batches), flat(contexts), prompts, here, a.steps)
+    b = bench.measure(a.model, names.split(','), sum(batches, []), sum(contexts, []), prompts, here, a.steps)
     if a.peer:
         b.peers.append(bench.peer_of(a.model, here, b.points[0].tokens if b.points else 128))
     return _tell(b, terminal(b._repr_markdown_()), a.json, 'PASS')

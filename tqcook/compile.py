@@ -105,16 +105,10 @@ class Compilation:
         rows, base = [], self.engines[0]
         for e in self.engines:
             low, mid, high = self.slowdown(e)
-            rows.append((
-                e.scheme,
-                fmt_bytes(e.engine_bytes),
-                f'{e.engine_bytes / base.engine_bytes:.2f}',
-                fmt_bytes(e.weight_bytes),
-                fmt_bytes(e.fixed_bytes),
-                f"{e.seconds['build']:.2f} s",
-                f'{mid:.2f} ({low:.2f}-{high:.2f})',
-                ', '.join(f'{form} in {n}' for form, n in e.stored.items()),
-            ))
+            sizes = fmt_bytes(e.engine_bytes), f'{e.engine_bytes / base.engine_bytes:.2f}', fmt_bytes(e.weight_bytes)
+            times = f"{e.seconds['build']:.2f} s", f'{mid:.2f} ({low:.2f}-{high:.2f})'
+            forms = ', '.join(f'{form} in {n}' for form, n in e.stored.items())
+            rows.append((e.scheme, *sizes, fmt_bytes(e.fixed_bytes), *times, forms))
         table = md_table(rows, ['scheme', 'engine:', 'of FP16:', 'weights:', 'fixed part:', 'build, median:',
                                 'times FP16 (range):', 'linear layers stored as'])
         builds = f'base FP16; builds: {len(base.seconds["builds"])} each'

@@ -44,10 +44,8 @@ def _body(answer, end):
 # %% ../nbs/74_endpoint.ipynb #c10
 def _send(url, body, timeout):
     "The text that answers one HTTP request; `body` None makes it a GET."
-    headers = {'Content-Type': 'application/json'}
     key = os.environ.get(KEY)
-    if key:
-        headers['Authorization'] = f'Bearer {key}'
+    headers = {'Content-Type': 'application/json'} | ({'Authorization': f'Bearer {key}'} if key else {})
     data = None if body is None else json.dumps(body).encode()
     request = urllib.request.Request(url, data, headers)
     with _OPENER.open(request, timeout=timeout) as answer:

@@ -110,15 +110,15 @@ def agree(base,        # `models.Loaded`, with its tokenizer
           tokens=8,    # to write after each
          ) -> Agreement:
     "Let a model and a server continue the same prompts."
-    cut = [(w[:len(w) // 2], w[len(w) // 2]) for w in corpus.windows]
-    word = lambda i: base.tokenizer.decode([int(i)], skip_special_tokens=True).strip()
+    prompts = [w[:len(w) // 2] for w in corpus.windows]
+    following = [[int(w[len(w) // 2])] for w in corpus.windows]
+    words = [base.tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in following]
     with ThreadPoolExecutor(32) as pool:
-        there = list(pool.map(lambda x: continued(endpoint, x[0], tokens), cut))
-    here = [runtime.generate(base, prompt, tokens).text for prompt, _ in cut]
-    pairs = [(a.strip(), b.strip()) for a, b in zip(here, there, strict=True)]
-    words = [word(y) for _, y in cut]
-    right = [[text.startswith(w) for text, w in zip(side, words, strict=True)] for side in zip(*pairs, strict=True)]
-    same = share([a == b for a, b in pairs], Blocks(range(len(cut)), corpus.doc))
+        there = list(pool.map(lambda p: continued(endpoint, p, tokens).strip(), prompts))
+    here = [runtime.generate(base, p, tokens).text.strip() for p in prompts]
+    right = [list(map(str.startswith, side, words)) for side in (here, there)]
+    alike = [a == b for a, b in zip(here, there, strict=True)]
+    same = share(alike, Blocks(range(len(prompts)), corpus.doc))
     return Agreement(**vars(paired_accuracy(*right, 'greedy: next word')), same=same, tokens=tokens)
 
 # %% ../nbs/76_fidelity.ipynb #c22

@@ -8,6 +8,7 @@ __all__ = ['LAYOUTS', 'linear_class', 'quantized', 'fp8_kv_attention', 'tokenize
 
 # %% ../nbs/51_runtime.ipynb #60112f45
 import functools
+import os
 import sys
 import time
 from dataclasses import dataclass
@@ -350,8 +351,6 @@ def diverge(
 ) -> Divergence:
     "Let two models continue a prompt and find the first token on which they differ."
     x, y = generate(a, prompt, max_new_tokens), generate(b, prompt, max_new_tokens)
-    shorter = min(len(x.ids), len(y.ids))
-    index = next((i for i in range(shorter) if x.ids[i] != y.ids[i]), shorter)
-    common = x.ids[:index]
+    common = os.path.commonprefix([x.ids, y.ids])
     text = str(common) if a.tokenizer is None else a.tokenizer.decode(common, skip_special_tokens=True)
-    return Divergence(x, y, None if x.ids == y.ids else index, text)
+    return Divergence(x, y, None if x.ids == y.ids else len(common), text)

@@ -46,12 +46,10 @@ def port_is_free(port: int,
                  host='localhost',
                 ) -> bool:
     "Whether nothing listens there."
-    with socket.socket() as s:
-        s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            s.bind((host, port))
-        except OSError:
-            return False
+    try:
+        socket.create_server((host, port)).close()
+    except OSError:
+        return False
     return True
 
 # %% ../nbs/71_serving.ipynb #a55acb73
