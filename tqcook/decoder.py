@@ -17,7 +17,7 @@ from .core import CookError, fmt_bytes, md_table, read_json
 from .device import detect
 from .fast import Fast
 from .formats import E4M3_MAX
-from .fused import GROUPS, KINDS, Layer, Reader, arch_of, block, product_error, rms, rope_table, why_not
+from .fused import GROUPS, KINDS, Arch, Layer, Reader, arch_of, block, product_error, rms, rope_table, why_not
 from .kernels import missing
 from .passport import PASSPORT, verify_or_refuse
 from .runtime import Generation, prompt_ids, tokenizer_of
@@ -106,17 +106,33 @@ def _stop(path, config):
     return {i for e in says for i in (e if isinstance(e, list) else [e]) if i is not None}
 
 # %% ../nbs/59_decoder.ipynb #3894661c
+@dataclass(eq=False, repr=False)
 class Decoder:
     "A model of the fast tier."
-    def __init__(self, arch, config, embed, head, norm, layers, device, dtype, kv, why_eager, **about):
-        self.arch, self.config, self.embed, self.lm_head, self.norm = arch, config, embed, head, norm
-        self.layers, self.device, self.dtype, self.kv, self.why_eager = layers, device, dtype, kv, why_eager
-        for name in ('name', 'tokenizer', 'scheme', 'path', 'weights', 'notes', 'unified'):
-            setattr(self, name, about.get(name))
-        self.stop = about.get('stop') or set()
-        table = rope_table(config, min(arch.context, 8192))
-        self.cos, self.sin = [t.to(device.torch) for t in table]
-        self.fast = None if why_eager else Fast(self)
+    arch: Arch
+    config: dict # config.json
+    embed: object # [vocabulary, hidden]
+    lm_head: object # likewise; the embedding itself where it is tied
+    norm: object # weight of the last norm [hidden]
+    layers: list # of `Layer`
+    device: object # device.Device
+    dtype: object # of everything that is not quantized
+    kv: str # format of the cache: 'none' or 'fp8'
+    why_eager: str # why plain PyTorch computes; '' where the kernels do
+    scheme: str|None
+    unified: object # `fused.Unified`, what one scale for several FP8 weights changed
+    notes: list # sentences on what became of the weights
+    name: str = ''
+    path: object = None
+    tokenizer: object = None
+    weights: str|None = None # 'random' where they are
+    stop: set = frozenset() # tokens that end a text
+
+    def __post_init__(self):
+        table = rope_table(self.config, min(self.arch.context, 8192))
+        self.cos, self.sin = [t.to(self.device.torch) for t in table]
+        self.fast = None if self.why_eager else Fast(self)
+
     @property
     def nbytes(self):
         own = [self.embed, self.norm] + [self.lm_head] * (not self.arch.tied)
@@ -354,22 +370,16 @@ def generate(
     with torch.inference_mode():
         cache, logits = start(d, ids, max_new_tokens, capacity)
         for step_ in _steps(d, cache, logits, max_new_tokens, choose):
-            _collect(new, step_.tolist(), stop, on_token)
+            tokens = [None if n and n[-1] in stop else t for n, t in zip(new, step_.tolist())]
+            for n, t in zip(new, tokens):
+                n += [] if t is None else [t]
+            if on_token:
+                on_token(tokens)
             if all(n and n[-1] in stop for n in new):
                 break
     seconds = time.perf_counter() - t0
     text = lambda n: None if d.tokenizer is None else d.tokenizer.decode(n, skip_special_tokens=True)
     return [Generation(p, n, text(n), seconds, d.name) for p, n in zip(prompts, new)]
-
-# %% ../nbs/59_decoder.ipynb #31766c51
-def _collect(new, tokens, stop, on_token):
-    "Append a step's tokens to the texts that are not finished."
-    going = [not (n and n[-1] in stop) for n in new]
-    for n, t, on in zip(new, tokens, going):
-        if on:
-            n.append(t)
-    if on_token:
-        on_token([t if on else None for t, on in zip(tokens, going)])
 
 # %% ../nbs/59_decoder.ipynb #d527cdc7
 class DecoderLogits:

@@ -100,10 +100,6 @@ KINDS = dict(
     fp8_block='E4M3 weights, a scale per 128 inputs, input in three E4M3 parts',
 )
 
-# %% ../nbs/57_fused.ipynb #bf4460f9
-def _smoothed(p, x):
-    return x if p.smooth is None else (x.float() * p.smooth.float()).to(x.dtype)
-
 # %% ../nbs/57_fused.ipynb #2bf5ab71
 @dataclass
 class Product:
@@ -140,7 +136,8 @@ def _multiply(
     import torch
     F = torch.nn.functional
     if p.kind == 'bf16':
-        return F.linear(_smoothed(p, x), p.weight, p.bias)
+        x = x if p.smooth is None else (x.float() * p.smooth.float()).to(x.dtype)
+        return F.linear(x, p.weight, p.bias)
     t = dict(weight=p.weight, weight_scale=p.scale, input_scale=p.input_scale, pre_quant_scale=p.smooth, bias=p.bias)
     t = {k: v for k, v in t.items() if v is not None}
     if p.kind == 'int8_wo':
