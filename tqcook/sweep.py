@@ -232,7 +232,7 @@ def plot_sweep(sweep: Sweep): # a matplotlib figure; None without quality in any
     fig, ax = plt.subplots(figsize=(7, .5 + .3 * len(rows)), layout='constrained')
     xerr = mid - column('_ci95.low'), column('_ci95.high') - mid
     ax.errorbar(mid, [r['run'] for r in rows], xerr=xerr, fmt='o', capsize=3)
-    ax.invert_yaxis()
+    ax.set_ylim(len(rows) - .5, -.5)
     ax.axvline(1, color='gray', lw=.8)
     ax.set_xlabel('perplexity after / before, 95 % interval')
     plt.close(fig)
