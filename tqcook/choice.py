@@ -6,6 +6,7 @@
 __all__ = ['Choice', 'choose']
 
 # %% ../nbs/65_choice.ipynb #c3
+import bisect
 import math
 import time
 from dataclasses import dataclass, field
@@ -89,19 +90,15 @@ def _mixtures(o, c, limit):
     parts = by_product(o.loaded, q, o.search, o.windows)
     o.why = parts.why
     found = time.perf_counter() - start
-    room = _room(o, c, parts, limit)
-    fails, at, passes = 0, len(room), len(room) + 1
-    while fails < at < passes:
-        m = room[at - 1]
+    def keeps(m):
         with unquantized(q.loaded, m.keep):
             _judge(o, m, q.loaded)
         m.seconds['attribution'] = found
         tried.append(m)
-        if m.keeps:
-            passes = at
-        else:
-            fails = at
-        at = (fails + passes) // 2
+        return m.keeps
+    room = _room(o, c, parts, limit)
+    if room and keeps(room[-1]):
+        bisect.bisect_left(room[:-1], True, key=keeps)
     return tried
 
 # %% ../nbs/65_choice.ipynb #c14

@@ -166,11 +166,10 @@ BITS = dict(e4m3=8, int8=8, e2m1=4.5, float16=16) # 4.5: four bits, and an E4M3 
 def stored_forms(
     engine: bytes, # content of an engine file
     g: Graph, # what it was built from
-    most: int = 64, # layers to look for; they are spread evenly
 ) -> dict: # form ('e4m3', 'int8', 'e2m1', 'float16' or 'not found') -> layers
-    "In which form the engine holds the weights of the linear layers."
+    "In which form the engine holds the weights of the linear layers; of more than 64, some spread evenly."
     names, forms = list(g.probes), Counter()
-    for n in names[::-(-len(names) // most)]:
+    for n in names[::-(-len(names) // 64)]:
         found = [form for form, pieces in g.probes[n].items() if any(engine.find(p) >= 0 for p in pieces)]
         forms[(found or ['not found'])[0]] += 1
     return dict(forms)

@@ -9,6 +9,7 @@ __all__ = ['DIALECTS', 'spelled', 'answers', 'compare_served']
 import contextlib
 import json
 import time
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -96,10 +97,8 @@ def spelled(tokenizer,  # of the same model
            ) -> dict:   # {text: id}
     "Which token a text stands for; texts that several tokens spell are left out."
     texts = tokenizer.batch_decode([[i] for i in range(len(tokenizer))])
-    first = {}
-    for i, text in enumerate(texts):
-        first[text] = -1 if text in first else i
-    return {text: i for text, i in first.items() if i >= 0}
+    times = Counter(texts)
+    return {text: i for i, text in enumerate(texts) if times[text] == 1}
 
 # %% ../nbs/75_served.ipynb #c18
 def _recorded(path):
