@@ -211,10 +211,9 @@ class _Progress:
 def append_output(
     old: str, # what the cell has printed so far
     text: str, # what it prints now
-    most: int = 200_000, # characters that are kept
-    line: int = 10_000, # characters of a line that are kept
-) -> str:
+) -> str: # 200,000 characters at most, 10,000 of a line
     "Both in one, with carriage returns obeyed; linear in what is new."
+    most, line = 200_000, 10_000
     if len(old) >= most:
         return old
     head, newline, last = old.rpartition('\n')
