@@ -112,8 +112,8 @@ def test_what_cannot_be_advised(kw):
 
 
 @pytest.mark.parametrize('kw, words', [
-    (dict(device='h10'), "did you mean 'h100'"), (dict(batch=-1), 'batch is -1; expected a whole number from 1'),
-    (dict(batch=10**12), 'batch is 1000000000000'), (dict(batch=10**7), 'do not fit on 64'),
+    (dict(device='h10'), "did you mean 'h100'"), (dict(batch=-1), 'batch is -1; expected a whole number, 1 to 65536: '),
+    (dict(batch=10**12), 'batch is 1000000000000'), (dict(batch=65536), 'do not fit on 64'),
     (dict(output=0), 'output is 0'), (dict(context=131072), 'more than the 131072 positions'),
     (dict(model=dict(model_type='llama', hidden_size=64, num_hidden_layers=2, num_attention_heads=4, vocab_size=100,
                      max_position_embeddings=512)), 'more than the 512 positions'),

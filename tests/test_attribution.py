@@ -11,8 +11,8 @@ from tqcook.core import CookError
 def test_attribution_needs_switches(pair):
     with pytest.raises(CookError, match='no quantizers'):
         attribution.attribute(*pair, random_corpus(), **quiet)
-    with pytest.raises(CookError, match='expected layer, kind, product, module'):
-        attribution.attribute(*pair, random_corpus(), by='row', **quiet)
+    with pytest.raises(CookError, match='expected one of layer, kind, product, module'):
+        attribution.attribute(*pair, random_corpus(), group='row', **quiet)
 
 
 def few_of(c, n):
@@ -33,7 +33,7 @@ def test_demo_fp8_sharpness_and_verdict(demo):
     assert c.stats['kld_mean'].value > 3 * c.floor['kld_mean'].value  # it sees FP8, not noise
     few = few_of(code, 4)
     assert compare.compare(demo, q, few, **quiet).verdict == 'INCONCLUSIVE'
-    at = attribution.attribute(demo, q, code, by='kind', max_windows=2, **quiet)
+    at = attribution.attribute(demo, q, code, group='kind', max_windows=2, **quiet)
     assert at.control.value == 0.0 and 0.5 < at.additivity < 2 and set(at.groups) >= {'q_proj', 'down_proj'}
     assert all(x.is_enabled for _, x in attribution.quantizers(q.model).values())
     worst = at.exclude(at.leave_out(0.5))

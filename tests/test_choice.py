@@ -172,7 +172,7 @@ def test_what_is_refused_and_why(demo):
     (dict(schemes=['fp8', 'nvfp4'], engine='trtllm', gpu=lookup('a100')), 'no scheme is left .*fp8.*nvfp4'),
     (dict(schemes=['int8_sq'], engine='sglang'), 'sglang loads it in no layout'),
     (dict(keep=['*.nosuch']), "'\\*.nosuch' .*matches no linear layer"),
-    (dict(engine='onnx'), "engine_for is 'onnx'; expected one of auto, trtllm"),
+    (dict(engine='onnx'), "engine is 'onnx'; expected one of auto, trtllm"),
 ])
 def test_bad_input_ends_before_anything_is_computed(demo, kw, words):
     with pytest.raises(CookError, match=words):

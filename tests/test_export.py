@@ -177,3 +177,43 @@ def test_where_bf16_is_emulated_everything_computes_in_float32(demo, held_out, t
     step = compare.compare(q.loaded, real, few, **kw).stats['kld_mean'].value
     # sums in another order differ by 1e-7, which tips roundings from the second layer on: .17 to .30, by CPU
     assert step < .5 * compare.compare(m, real, few, **kw).stats['kld_mean'].value # the file is what was judged
+
+
+
+@pytest.mark.parametrize('scheme, tp', [('fp8', 1), ('int8_sq', 1), ('int8_token', 2), ('int4_awq', 1)])
+def test_the_legacy_layout_is_read_back_value_by_value(cut, tmp_path, monkeypatch, scheme, tp):
+    "Two rows or two columns that changed places, and matrices that are swapped, lost or added, fail the export."
+    from safetensors.torch import load_file, save_file
+    layer, write = 'transformer.layers.1.', export.write_legacy
+    def rows(t):
+        t[f'{layer}attention.dense.weight'][[0, 1]] = t[f'{layer}attention.dense.weight'][[1, 0]]
+    def columns(t):
+        t[f'{layer}mlp.proj.weight'] = t[f'{layer}mlp.proj.weight'].roll(1, 1).contiguous()
+    def heads(t):
+        t[f'{layer}attention.qkv.weight'] = t[f'{layer}attention.qkv.weight'].roll(8, 0).contiguous()
+    def swapped(t):
+        gate, fc = ({n: x for n, x in t.items() if f'{layer}mlp.{p}.' in n} for p in ('gate', 'fc'))
+        t.update({n.replace('.gate.', '.fc.'): x for n, x in gate.items()})
+        t.update({n.replace('.fc.', '.gate.'): x for n, x in fc.items()})
+    def lost(t):
+        del t[f'{layer}mlp.proj.weight']
+    def added(t):
+        t[f'{layer}mlp.more.weight'] = t[f'{layer}mlp.proj.weight'].clone()
+    wrong = {None: '', rows: 'o_proj', columns: 'down_proj', heads: 'q_proj.*k_proj', swapped: 'gate_proj.*up_proj',
+             lost: 'down_proj', added: 'mlp.more'}
+    for change, named in wrong.items():
+        def broken(q, out, *args):
+            write(q, out, *args)
+            if change:
+                f = out/f'rank{tp - 1}.safetensors'
+                t = load_file(f)
+                change(t)
+                save_file(t, f)
+        monkeypatch.setattr(export, 'write_legacy', broken)
+        q = quantize.quantize(models.tiny('llama'), cut, scheme, progress=False)
+        if change:
+            with pytest.raises(CookError, match=f'does not hold what {scheme} promises.*{named}'):
+                export.export(q, tmp_path/'c', layout='trtllm_legacy', tp=tp)
+        else:
+            export.export(q, tmp_path/'good', layout='trtllm_legacy', tp=tp)
+        assert not (tmp_path/'c').exists()

@@ -268,8 +268,8 @@ def test_alpha_is_chosen_on_held_out_windows_of_one_text():
     assert not any('alpha' in w for w in q.report.warnings)
     with pytest.raises(CookError, match='at least 10'):
         smoothing.choose_alpha(m, data.calibration('code-train', m.tokenizer, 9, 48))
-    with pytest.raises(CookError, match='alpha is 2'):
-        smoothing.check_alphas([.5, 2])
+    with pytest.raises(CookError, match='alphas is 2'):
+        smoothing.sweep_alpha(None, None, None, [.5, 2])
 
 
 def test_ranges_of_another_run_are_checked(llama):
@@ -447,20 +447,20 @@ def test_legacy_layout(arch, tmp_path):
 # refusals
 
 @pytest.mark.parametrize('kw, said', [
-    (dict(scheme='fp9'), r"no scheme named 'fp9' \(did you mean 'fp8'"),
+    (dict(scheme='fp9'), r"scheme is 'fp9'; expected a scheme.*did you mean 'fp8'"),
     (dict(algorithm='maximum'), r"did you mean 'max'"),
     (dict(kv='int8'), 'none, fp8'),
     (dict(alpha=.5), 'int8_sq and int8_token'),
     (dict(scheme='int8_sq', alpha=1.2), '0 to 1'),
     (dict(scheme='int8_sq', alpha=-.1), '0 to 1'),
-    (dict(scheme='int8_sq', alpha='of'), "'off'"),
+    (dict(scheme='int8_sq', alpha='of'), 'expected off or 0.0 to 1.0'),
     (dict(scheme='int8_sq', algorithm='mse'), "alpha 'off'"),
     (dict(scheme='fp8_rowwise', algorithm='mse'), 'static ranges'),
     (dict(algorithm='percentile', percentile=0), 'more than 0'),
     (dict(algorithm='percentile', percentile=100.5), 'at most 100'),
-    (dict(scheme='int8_sq', alpha='auto'), 'choose_alpha'),
+    (dict(scheme='int8_sq', alpha='auto'), 'expected off or'),
     (dict(scheme='int8_token', alpha=True), '0 to 1'),
-    (dict(exclude=['*']), 'leave something'),
+    (dict(exclude=['*']), 'not all of them'),
     (dict(exclude='*.down_proj'), 'a list of patterns'),
     (dict(exclude=['*.nosuch']), 'matches no linear layer'),
 ])

@@ -134,7 +134,7 @@ def test_what_the_theory_says():
     assert at(batch=1).bound == 'memory' and at(phase='prefill', batch=4).bound == 'arithmetic'
     assert at('int4_awq', phase='prefill').seconds == pytest.approx(at(phase='prefill').seconds, rel=.05)
     assert at(kv='fp8', batch=64, context=8192).seconds < .8 * at(batch=64, context=8192).seconds
-    assert at(gpus=4).seconds < at().seconds
+    assert at(tp=4).seconds < at().seconds
     until = {n: roofline.pays_until(shape, h200, n, 512) for n in ('int4_awq', 'int8_wo', 'none')}
     assert until['int4_awq'] >= until['int8_wo'] > 1 and until['none'] == 0
     tiny = shape_of(dict(hidden_size=256, intermediate_size=512, num_hidden_layers=8, num_attention_heads=4,
@@ -142,7 +142,7 @@ def test_what_the_theory_says():
     assert roofline.predict(tiny, h200).bound == 'kernel starts'
 
 
-@pytest.mark.parametrize('wrong', [dict(batch=0), dict(batch=10**9), dict(context=-1), dict(gpus=1.5),
+@pytest.mark.parametrize('wrong', [dict(batch=0), dict(batch=10**9), dict(context=-1), dict(tp=1.5),
                                    dict(phase='train'), dict(scheme='fp9'), dict(kv='int8')])
 def test_what_cannot_be_predicted(wrong):
     with pytest.raises(CookError):

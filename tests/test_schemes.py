@@ -65,7 +65,7 @@ def test_versions_in_order():
     order = '1.0.0 1.2.0rc1 1.2.0rc10 1.2.0 1.2.1 1.3.0rc20 1.3.0rc21 1.3 1.4.0rc1.post1 1.4+cu13'.split()
     assert sorted(order, key=schemes.version_key) == order
     for bad in 'v1.2', '1', '', None, '1.2.x':
-        with pytest.raises(CookError, match='not a TensorRT-LLM version'):
+        with pytest.raises(CookError, match='expected version of TensorRT-LLM'):
             schemes.version_key(bad)
 
 
@@ -97,7 +97,7 @@ def test_an_engine_that_takes_no_such_scheme():
     assert schemes.layout_for('int8_token', 'sglang') == 'compressed-tensors'
     with pytest.raises(CookError, match='vllm loads int8_sq in no layout; it takes fp8'):
         schemes.layout_for('int8_sq', 'vllm')
-    with pytest.raises(CookError, match="no engine named 'vlm'.*vllm"):
+    with pytest.raises(CookError, match="engine is 'vlm'.*vllm"):
         schemes.layout_for('fp8', 'vlm')
 
 

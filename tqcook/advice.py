@@ -8,11 +8,11 @@ __all__ = ['MEASURED_KL', 'GOALS', 'risk_of', 'Option', 'Advice', 'advise']
 # %% ../nbs/62_advice.ipynb #162191a4
 from dataclasses import dataclass, field
 
-from .core import CookError, Result, esc, md_table, suggest
-from .costs import check_counts
+from .core import CookError, Result, esc, md_table
 from .device import Device, lookup
 from .memory import parallel_plan
 from .models import config_of, sized
+from .parameters import checked
 from .roofline import SPREAD, Ceilings, from_datasheet, kept, pays_until, predict
 from .schemes import SCHEMES, get, runs_on, trtllm_support
 
@@ -186,13 +186,13 @@ def _reasons(best, options, device, shape, ceilings, work, kv):
 # %% ../nbs/62_advice.ipynb #c8a1b2d3
 def _check_work(config, batch, context, output):
     "Refuse work that no model, or not this one, can do."
-    check_counts(batch=batch, context=context, output=output)
     most = config.get('max_position_embeddings') or config.get('n_positions')
     if isinstance(most, int) and context + output > most:
         raise CookError(f'a context of {context} and an answer of {output} tokens are more than the {most} positions '
                         'of the model; take a shorter context')
 
 # %% ../nbs/62_advice.ipynb #7253c4f7
+@checked
 def advise(
     device: Device|str, # a `Device`, a name of the table or 'sm90'
     model, # see `models.config_of`: 'shape:NAME', a directory, a hub id, a config
@@ -207,8 +207,6 @@ def advise(
     "Rank the schemes for a device, a model and a workload; nothing is loaded."
     device = lookup(device) if isinstance(device, str) else device
     goal = goal or ('latency' if batch == 1 else 'throughput')
-    if goal not in GOALS:
-        raise CookError(f'goal is {goal!r}{suggest(goal, GOALS)}')
     if device.kind != 'cuda':
         raise CookError(f'{device.name} is no GPU, and TensorRT-LLM runs on NVIDIA GPUs only; name one, as in h100')
     _check_work(config_of(model), batch, context, output)

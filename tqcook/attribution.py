@@ -16,6 +16,7 @@ from .checkpoint import FUSED
 from .compare import check_pair, error_bars
 from .core import CookError, Markdown, Result, axes, md_table
 from .paired import kl_divergence
+from .parameters import checked
 from .perplexity import Columns, HFLogits, as_logits, batch_sizes, evenly, feed
 from .schemes import get
 from .stats import Blocks, Interval
@@ -195,25 +196,24 @@ class Attribution(Result):
         return ax
 
 # %% ../nbs/24_attribution.ipynb #70d3f1e0
+@checked
 def attribute(base,            # the unquantized `models.Loaded`
               quant,           # its fake-quantized copy (`Quantized.loaded`)
               corpus,          # `data.Corpus`
-              by='layer',      # one of `GROUPS`
+              group='layer',   # one of `GROUPS`
               max_windows=8,   # windows used, spread evenly; 0 takes all
               batch_size=0,    # windows at once; 0 finds it
               chunk=0,         # positions through the heads at once; 0 finds it
               progress=True,   # text bar on stderr
              ) -> Attribution:
     "KL divergence against the base model with one group of modules quantized at a time."
-    if by not in GROUPS:
-        raise CookError(f"by is '{by}'; expected {', '.join(GROUPS)}")
     switches = quantizers(quant.model)
     if not switches:
         raise CookError(f'{quant.name} ({quant.kind}) has no quantizers that can be switched: '
                         'attribution needs the fake-quantized model, before export')
     a, b = as_logits(base), as_logits(quant)
     check_pair(a, b, corpus)
-    groups, patterns = members(switches, by)
+    groups, patterns = members(switches, group)
     every = [q for _, q in switches.values()]
     runs = groups | {None: every, '': []}  # all of it, and for control nothing
     part = corpus.take(evenly(len(corpus), max_windows or len(corpus)))
@@ -233,4 +233,4 @@ def attribute(base,            # the unquantized `models.Loaded`
         t = c.arrays()
         est[k] = stats.mean(t['kld'], Blocks(t['window'], t['document']), skewed=True)
     whole, control = est.pop(None), est.pop('')
-    return Attribution(by, est, patterns, whole, control, len(part), part.n_scored)
+    return Attribution(group, est, patterns, whole, control, len(part), part.n_scored)

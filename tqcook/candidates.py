@@ -23,6 +23,7 @@ from .shapes import shape_of
 from .stats import Interval
 
 # %% ../nbs/64_candidates.ipynb #c7
+@parameters.checked
 def predicted(
     config, # see `shapes.read_config`
     gpu: Device,
@@ -95,6 +96,7 @@ def _mix(steps, scheme, share): # of the weights that stay in BF16 -> `Interval`
     )
 
 # %% ../nbs/64_candidates.ipynb #c12
+@parameters.checked
 def candidate(
     loaded: Loaded,
     scheme: str,
@@ -131,6 +133,7 @@ def _refused(loaded, s, kv, keep):
     return ''
 
 # %% ../nbs/64_candidates.ipynb #c19
+@parameters.checked
 def candidates(
     loaded: Loaded, # an unquantized model
     schemes=(), # names; none: all there are
@@ -143,7 +146,6 @@ def candidates(
     steps: dict|None = None, # of `predicted`, or measured
 ) -> list: # of `Candidate`; `why` is set where one is refused
     "What may be tried, and what may not, before anything is computed."
-    parameters.check('engine_for', engine)
     preflight(loaded, 'int8_wo', kv, keep) # what no other scheme would mend
     out = []
     for s in map(get, schemes or SCHEMES):

@@ -20,7 +20,7 @@ from .core import CookError, Markdown, axes, esc, fmt_seconds, md_table, plain
 from .data import overlap
 from .paired import STATISTICS, Paired, score_two
 from .perplexity import UNKNOWN, Columns, as_logits, batch_sizes, check_corpus, conditions, feed, is_loader
-from .reference import WAYS, Live, Recorded, choose_way
+from .reference import Live, Recorded, choose_way
 from .stats import Interval
 from .verdict import Check, judge, looks
 
@@ -369,6 +369,7 @@ def _together(a, reference, quant, corpus, size, chunk, progress, parts):
         yield columns.arrays(), describe(b)
 
 # %% ../nbs/23_compare.ipynb #f2554706
+@parameters.checked
 def compare(base,                   # `models.Loaded`, a logits object, a function that returns one, or a `record`
             quant,                  # the same; a function is called only when it is its turn
             corpus,                 # `data.Corpus`
@@ -387,8 +388,6 @@ def compare(base,                   # `models.Loaded`, a logits object, a functi
            ) -> Comparison:
     "Compare a quantized model with its base on the same tokens."
     budget = check_budget(max_ppl_ratio=max_ppl_ratio, max_kld=max_kld, min_top1=min_top1)
-    if way not in WAYS:
-        raise CookError(f"way is '{way}'; expected one of {', '.join(WAYS)}")
     start, ours = time.perf_counter(), is_loader(base)
     kept = base if isinstance(base, Recorded) else None
     a = kept.live.logits if kept else as_logits(base)
@@ -427,6 +426,7 @@ def compare(base,                   # `models.Loaded`, a logits object, a functi
     return c
 
 # %% ../nbs/23_compare.ipynb #7064ddf1
+@parameters.checked
 def record(base,                 # `models.Loaded`
            corpus,               # `data.Corpus`
            noise_floor='none',   # one of `reference.NOISES`

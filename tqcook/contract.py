@@ -377,10 +377,11 @@ def _resolve(c, target):
     )
 
 # %% ../nbs/43_contract.ipynb #59945b7e
+@parameters.checked
 def check(
     path,  # checkpoint directory
     trtllm='1.2.1',  # TensorRT-LLM's version, 1.0 to 1.4.0rc
-    device=None,  # GPU that shall serve it: a Device, a name such as 'h100', or None
+    device: devices.Device|str|None = None,  # GPU that shall serve it: a Device, a name such as 'h100', or None
     deep=False,  # read every byte, not headers and scales alone
     backend='auto',  # of TensorRT-LLM: pytorch | tensorrt | auto (by the directory's layout)
     passport=False,  # compare with the passport too
@@ -388,8 +389,6 @@ def check(
 ) -> Findings:
     "What an engine will make of a directory; raises CookError for a path, version, engine or device unknown."
     start = time.perf_counter()
-    parameters.check('backend', backend)
-    parameters.check('engine', engine)
     device = devices.lookup(device) if isinstance(device, str) else device
     schemes.version_key(str(trtllm))
     about = dict(scheme=None, algo=None, kv='none', layout=None, tensors=0, bytes=0, engines={})

@@ -19,12 +19,12 @@ from .models import tokenizer_sha
 from .texts import count_characters, default_text, read_text, render_chat
 
 # %% ../nbs/13_data.ipynb #7f0e2a2b
+@parameters.checked
 def bos_rule(
     tokenizer,
     bos: str = 'auto', # auto (as the tokenizer does), doc, window or none
 ) -> str: # 'doc', 'window' or 'none'
     "Where BOS stands: in front of each document, of each window, or nowhere."
-    parameters.check('bos', bos)
     token = tokenizer.bos_token_id
     if bos == 'auto':
         return 'doc' if token is not None and tokenizer('a')['input_ids'][:1] == [token] else 'none'
@@ -48,6 +48,7 @@ def _bytes_of(text, n, offsets) -> np.ndarray: # int64 [n]
     return np.diff(np.maximum.accumulate(ends), prepend=0)
 
 # %% ../nbs/13_data.ipynb #e5a3b78d
+@parameters.checked
 def tokenize(
     docs, # strings, or chats, which go through the chat template
     tokenizer,
@@ -159,20 +160,11 @@ def _checked(
     max_windows, # 0: all
 ):
     "The stride in force; raises `CookError` for numbers that cannot be."
-    parameters.check('policy', policy)
-    _whole(context=context, stride=stride, max_windows=max_windows)
     if not 0 <= stride <= context:
         raise CookError(f'stride is {stride}; expected 1 to {context}, or 0 for half the context')
     if stride and policy != 'sliding':
         raise CookError(f'stride {stride} has no meaning with policy {policy!r}; take policy sliding, or stride 0')
     return (stride or context // 2) if policy == 'sliding' else 0
-
-# %% ../nbs/13_data.ipynb #35de5ca4
-def _whole(**numbers):
-    for name, v in numbers.items():
-        if not isinstance(v, (int, np.integer)):
-            raise CookError(f'{name} is {v!r} ({type(v).__name__}); expected a whole number')
-        parameters.check(name, v)
 
 # %% ../nbs/13_data.ipynb #e4f63c82
 def _prefix(tokenizer, policy, bos):
@@ -232,6 +224,7 @@ def _spread(doc, most):
     return np.concatenate(keep)
 
 # %% ../nbs/13_data.ipynb #3336e8f6
+@parameters.checked
 def corpus(
     text: str = 'auto', # what to read, see `read_text`
     tokenizer=None,
@@ -283,6 +276,7 @@ def _notes(chats, tokenizer, policy):
     return out
 
 # %% ../nbs/13_data.ipynb #3f0a3a77
+@parameters.checked
 def calibration(
     text: str = 'auto', # what to read, see `read_text`
     tokenizer=None,
@@ -292,7 +286,8 @@ def calibration(
     bos: str = 'auto', # see `bos_rule`
 ) -> Corpus:
     "Draw calibration windows from a text."
-    _whole(calib_samples=samples, calib_length=length)
+    parameters.check('calib_samples', samples)
+    parameters.check('calib_length', length)
     docs, source = read_text(default_text(tokenizer, train=True) if text == 'auto' else text, tokenizer)
     rng = random.Random(seed)
     order = list(range(len(docs)))
@@ -305,6 +300,7 @@ def calibration(
     return c.take(sorted(rng.sample(range(len(c)), samples))) if len(c) > samples else c
 
 # %% ../nbs/13_data.ipynb #cc1321dd
+@parameters.checked
 def halves(
     text: str = 'auto', # what to read, see `read_text`
     tokenizer=None,

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from .core import CookError, Result, fmt_bytes, suggest
+from .parameters import check
 
 # %% ../nbs/02_device.ipynb #109aafd8
 ARCHITECTURES = {70: 'Volta', 75: 'Turing', 80: 'Ampere', 86: 'Ampere', 87: 'Ampere', 89: 'Ada', 90: 'Hopper',
@@ -176,11 +177,8 @@ def detect(
     "The device that a recipe will run on."
     if isinstance(device, Device):
         return device
-    want = str(device).lower()
-    kind, _, index = want.partition(':')
-    if want not in ('auto', 'cpu', 'cuda') and not (kind == 'cuda' and index.isdigit()):
-        hint = suggest(want, ['auto', 'cpu', 'cuda'])
-        raise CookError(f"device is {device!r}; expected 'auto', 'cpu', 'cuda' or 'cuda:N'{hint}")
+    want = check('device', str(device).lower())
+    index = want.partition(':')[2]
     n, why = (0, '') if want == 'cpu' else _torch_gpus()
     if not n and want in ('cpu', 'auto'):
         return _cpu()

@@ -16,8 +16,9 @@ from . import card, passport, schemes
 from .checkpoint import FUSED
 from .core import CookError, atomic_dir, need, read_json, suggest, write_json
 from .formats import E4M3_MAX, FORMATS, STORAGES, dequantize, quantize, scales_of, unpack
-from .legacy import legacy_card, read_legacy, row_sums, write_legacy
+from .legacy import broken_promise, legacy_card, read_legacy, write_legacy
 from .models import linears, quiet
+from .parameters import checked
 from .preflight import saved
 from .quantize import Quantized, quantizers
 from .transformers4 import TOKENIZERS_V5, rope_settings
@@ -259,12 +260,7 @@ def read_back(
     label = read_json(Path(out)/'config.json', finite=False)['quantization_config']
     named = next(label[k] for k in ('ignore', 'modules_to_not_convert', 'exclude_modules') if k in label)
     unnamed = set(_excluded(model, plain)) - set(named)
-    broken = wrong + sorted(unnamed) + sorted(left) + _foreign(model, files)
-    if broken or not count:
-        what = ', '.join(broken[:3]) + (f' and {len(broken) - 3} more' if len(broken) > 3 else '')
-        raise CookError(f'the exported directory does not hold what {quantized.scheme} promises '
-                        f'({count} layers quantized; wrong or left over: {what or "nothing quantized"}), so it was '
-                        f'removed; exclude those layers, or report this')
+    broken_promise(quantized.scheme, wrong + sorted(unnamed) + sorted(left) + _foreign(model, files), count)
 
 # %% ../nbs/45_export.ipynb #b2c1cc74
 def _is_matrix(name, w): # of a layer, not a parameter on its own
@@ -305,11 +301,15 @@ def _foreign(model, files):
     return sorted((want ^ have) - tied)
 
 # %% ../nbs/45_export.ipynb #a600d555
-def _matrices(model): # what fake quantization makes of the weights, [out, in]
+def _matrices(model):
+    "Matrices of the decoder layers as `read_legacy` takes them: fake-quantized, or as they are."
     kinds = {f'{n}.weight': type(m).__name__ for n, m in model.named_modules()}
-    for n, _, fake, *_ in stored(model):
-        if fake is not None and n in kinds: # stacked experts have other names in each layout
-            yield fake.T if 'Conv1D' in kinds[n] else fake
+    for n, w, fake, *_ in stored(model):
+        layer = re.search(r'\.(\d+)\.', n)
+        if layer and w.ndim == 2 and n in kinds: # stacked experts have other names in each layout
+            here = w if fake is None else fake
+            here = here.T if 'Conv1D' in kinds[n] else here
+            yield layer[1], n.removesuffix('.weight'), here, fake is not None
 
 # %% ../nbs/45_export.ipynb #b6b6bb51
 def _describe(
@@ -364,6 +364,7 @@ def _write(q, out, layout):
 SHARD = '2GB' # several files are hashed, copied and loaded side by side; one large file is not
 
 # %% ../nbs/45_export.ipynb #585025e7
+@checked
 def layout_of(
     scheme: str, # what is written
     engine_for: str = 'auto', # 'trtllm', 'vllm' or 'sglang'; 'auto': the first layout that holds the scheme
@@ -399,6 +400,7 @@ def _check_fused(model):
                                 f'product; exclude all of {", ".join(parts)}, or none')
 
 # %% ../nbs/45_export.ipynb #270dd274
+@checked
 def export(
     quantized: Quantized, # from `quantize`
     out_dir, # directory to write; an earlier one there is moved aside
@@ -420,7 +422,6 @@ def export(
     about = q.loaded.to_dict()
     with atomic_dir(out_dir) as tmp:
         if layout == 'trtllm_legacy':
-            sums = row_sums(_matrices(model)) # while there is a model
             write_legacy(q, tmp, tp, out_dir)
         else:
             _write(q, tmp, layout)
@@ -428,7 +429,7 @@ def export(
             q.loaded.tokenizer.save_pretrained(tmp)
         make_portable(tmp, model.config.to_dict())
         if layout == 'trtllm_legacy':
-            read_legacy(q.scheme, tmp, sums, tp)
+            read_legacy(q.scheme, tmp, _matrices(model))
         else:
             read_back(q, tmp, layout)
         _describe(q, tmp, layout, about)

@@ -12,6 +12,7 @@ import subprocess
 from pathlib import Path
 
 from .core import CookError, fmt_seconds, md_table, read_json, redact
+from .parameters import checked
 
 # %% ../nbs/77_loadtest.ipynb #c5
 AIPERF = 'TQCOOK_AIPERF'  # environment variable with the path of `aiperf`, where it lives in another environment
@@ -33,6 +34,7 @@ def aiperf() -> str:
     return tool
 
 # %% ../nbs/77_loadtest.ipynb #c8
+@checked
 def load_command(endpoint,       # from `endpoint.connect`
                  tokenizer,      # directory or hub id
                  folder,         # where AIPerf leaves its files

@@ -11,8 +11,9 @@ import math
 from dataclasses import dataclass
 
 from .core import CookError, Result, fmt_bytes, md_table
-from .costs import cache_bytes, check_counts, linear_bytes
+from .costs import cache_bytes, linear_bytes
 from .device import Device, lookup
+from .parameters import checked
 from .shapes import Shape, shape_of
 
 # %% ../nbs/60_memory.ipynb #dfae493f
@@ -85,6 +86,7 @@ def _workspace(s, tp, batch, context, max_num_tokens):
     return activations + 4 * min(batch, flight) * s.vocab // tp + RESERVED
 
 # %% ../nbs/60_memory.ipynb #e9d1b8d0
+@checked
 def memory_plan(
     config, # see `shapes.read_config`, or a `Shape`
     scheme: str = 'none',
@@ -98,7 +100,6 @@ def memory_plan(
 ) -> MemoryPlan: # raises `CookError` for a split that the model does not allow
     "Plan the memory of each GPU."
     s = config if isinstance(config, Shape) else shape_of(config)
-    check_counts(batch=batch, context=context, tp=tp, pp=pp)
     _check_split(s, tp, pp)
     share = math.ceil(s.layers / pp) / s.layers # of the layers, on the fullest stage
     ends = max(s.embedding, s.head) if pp > 1 else s.embedding + s.head
@@ -119,6 +120,7 @@ def _splits(max_gpus):
     return sorted(found, key=lambda split: (split[0] * split[1], split[1]))
 
 # %% ../nbs/60_memory.ipynb #f8b16ece
+@checked
 def parallel_plan(
     config, # see `memory_plan`
     scheme: str = 'none',

@@ -18,6 +18,7 @@ from .core import CookError
 from .folding import matrix
 from .formats import stored_bytes
 from .models import Loaded, expert_tensors, linears
+from .parameters import checked
 from .perplexity import as_logits, check_corpus, evenly, feed
 from .quantize import Quantized
 from .schemes import get
@@ -39,6 +40,7 @@ def _bytes(scheme, shape): # of one entry of `weights`
     return many * stored_bytes(get(scheme).storage, out, inputs)
 
 # %% ../nbs/36_mixed.ipynb #c10
+@checked
 def effective_bits(
     loaded: Loaded,
     scheme: str, # or 'none'
@@ -99,6 +101,7 @@ def _slopes(quant, batch, labels, source, draws=4): # passes backwards
     return {k: s.cpu().numpy() for k, s in out.items()}
 
 # %% ../nbs/36_mixed.ipynb #d4
+@checked
 def second_order(
     quantized: Quantized,
     corpus,
@@ -125,6 +128,7 @@ def second_order(
     return Attribution('product', groups, patterns, cost(sum(slopes.values())), None, len(part), part.n_scored)
 
 # %% ../nbs/36_mixed.ipynb #d6
+@checked
 def by_product(
     loaded: Loaded, # the base model
     quantized: Quantized, # all of it in one scheme
@@ -158,6 +162,7 @@ def worth_keeping(
     return sorted(filter(own, parts.groups), key=worth, reverse=True)
 
 # %% ../nbs/36_mixed.ipynb #c17
+@checked
 def check_bits(
     loaded: Loaded,
     scheme: str,
@@ -175,6 +180,7 @@ def check_bits(
                         f'takes {least:.3f}; give at least that, or take another scheme')
 
 # %% ../nbs/36_mixed.ipynb #c19
+@checked
 def spend(
     loaded: Loaded, # the base model
     quantized: Quantized, # all of it in one scheme

@@ -23,6 +23,7 @@ import tqcook
 from .checkpoint import BadCheckpoint, Checkpoint
 from .core import CookError, need, sha256, suggest
 from .device import Device, detect, emulates_bf16
+from .parameters import checked
 from .placement import check_disk, free_room, is_spread, placement, spread, spreading
 from .shapes import SHAPES, Shape, read_config, shape_of
 
@@ -366,9 +367,6 @@ def _build(config, dev, dtype, seed, attn, name, room=None) -> Loaded:
     tok = demo_tokenizer() if config.get_text_config().vocab_size >= 4096 else None
     return Loaded(m, tok, name, weights='random', device=dev, dtype=dtype)
 
-# %% ../nbs/11_models.ipynb #71896b05
-_DTYPES = ('auto', 'bfloat16', 'float16', 'float32')
-
 # %% ../nbs/11_models.ipynb #82ddc557
 def _wide(loaded, dtype='auto'):
     "In float32 where a CPU emulates what the file has; `export` writes the types that stand in `model.narrow`."
@@ -383,6 +381,7 @@ def _wide(loaded, dtype='auto'):
     return loaded
 
 # %% ../nbs/11_models.ipynb #8c562f2a
+@checked
 def load(model: str = 'demo',    # demo, smollm2-135m, a directory, a hub id, a .gguf file, or shape:NAME
          device: str = 'auto',   # see `device.detect`
          dtype: str = 'auto',    # auto (as in the file, BF16 for a shape; float32 where a CPU emulates it), ...
@@ -392,8 +391,6 @@ def load(model: str = 'demo',    # demo, smollm2-135m, a directory, a hub id, a 
          device_map: dict|None = None,  # accelerate's, for who knows better: module -> place
         ) -> Loaded:
     "Load a causal language model for inference."
-    if dtype not in _DTYPES:
-        raise CookError(f'dtype is {dtype!r}; expected one of {", ".join(_DTYPES)}')
     dev = detect(device)
     if room is None and str(device) == 'auto':
         room = free_room()
@@ -467,6 +464,7 @@ TINY = {
 }
 
 # %% ../nbs/11_models.ipynb #757d9437
+@checked
 def tiny(arch: str = 'llama',  # a key of `TINY`
          device: str = 'cpu',
          dtype: str = 'bfloat16',

@@ -20,6 +20,7 @@ from . import schemes
 from .checkpoint import Checkpoint
 from .core import CookError, need
 from .models import linears
+from .parameters import checked
 from .skeleton import SCALES, Names, bare, skeleton
 
 # %% ../nbs/72_onnx.ipynb #fa04ab51
@@ -268,6 +269,7 @@ class Graph:
         return dict(Counter(n.op_type for n in proto.graph.node))
 
 # %% ../nbs/72_onnx.ipynb #651e671f
+@checked
 def graph(
     source, # a checkpoint directory, or a `models.Loaded` for the unquantized network
     batch: int = 1,
@@ -275,9 +277,6 @@ def graph(
     weights: str = 'codes', # 'codes': as the checkpoint stores them; 'pairs': FP16 followed by quantize and dequantize
 ) -> Graph:
     "The prefill of a model as an ONNX graph on an FP16 base."
-    if batch < 1 or length < 1 or weights not in ('codes', 'pairs'):
-        raise CookError(f"batch is {batch}, length {length}, weights {weights!r}; expected at least 1, at least 1, "
-                        "'codes' or 'pairs'")
     start = time.perf_counter()
     ck = _checkpoint(source, weights) if isinstance(source, (str, Path)) else None
     if ck is None and source.kind != 'hf':

@@ -15,6 +15,7 @@ from .core import CookError, Result, md_table
 from .data import corpus
 from .linears import reference_linear
 from .models import Loaded
+from .parameters import checked
 from .runtime import quantized
 
 # %% ../nbs/52_parity.ipynb #2fcd8d95
@@ -202,6 +203,7 @@ def _token_windows(windows, loaded, most):
     return [w.to(loaded.device.torch) for w in ws[:most or None]]
 
 # %% ../nbs/52_parity.ipynb #fa0048bf
+@checked
 def parity(
     runtime: Loaded, # from `load`
     reference: Loaded, # the same directory from `load` with kernels='reference', on the same device

@@ -12,8 +12,10 @@ import tempfile
 
 from .core import CookError, fmt_bytes, need
 from .device import detect
+from .parameters import checked
 
 # %% ../nbs/15_placement.ipynb #31ea2737
+@checked
 def free_room(
     device: str = 'auto', # 'auto' takes every place there is; any other takes that device alone
 ) -> dict: # place ('cpu', 'disk' or the number of a GPU) -> bytes, fastest first

@@ -8,16 +8,17 @@ __all__ = ['SMOOTHED', 'check_options', 'saved', 'preflight', 'check_windows']
 # %% ../nbs/33_preflight.ipynb #60930cac
 from . import schemes
 from .attribution import named
-from .core import CookError, suggest
+from .core import CookError
 from .folding import matrix
 from .models import Loaded, expert_tensors, linears
-from .ranges import ALGORITHMS, check_percentile
+from .parameters import checked
 
 # %% ../nbs/33_preflight.ipynb #f975921a
 # scheme -> alpha where nothing is chosen: a static scale wants flat activations
 SMOOTHED = dict(int8_sq=1., int8_token=.5)
 
 # %% ../nbs/33_preflight.ipynb #bc59dd7d
+@checked
 def check_options(
     scheme: str, # a name from `schemes.SCHEMES`
     kv: str = 'none', # 'none' or 'fp8'
@@ -28,20 +29,8 @@ def check_options(
 ):
     "Refuse options that make no sense together; needs no model."
     s = schemes.get(scheme)
-    schemes.check_kv(kv)
-    check_percentile(percentile)
-    if algorithm not in ALGORITHMS:
-        raise CookError(f'no calibration algorithm named {algorithm!r}{suggest(algorithm, ALGORITHMS)}')
-    wrong = exclude if isinstance(exclude, str) else [p for p in exclude if not isinstance(p, str) or not p.strip('*.')]
-    if wrong:
-        raise CookError(f"exclude is {exclude!r}; expected a list of patterns that leave something to quantize, such "
-                        f"as ['*.down_proj']")
-    number = isinstance(alpha, (int, float)) and not isinstance(alpha, bool)
     if alpha is not None and s.name not in SMOOTHED:
         raise CookError(f"alpha is for {' and '.join(SMOOTHED)}, which smooth; {s.name} has nothing to smooth")
-    if alpha not in (None, 'layerwise', 'off') and not (number and 0 <= alpha <= 1):
-        raise CookError(f"alpha is {alpha!r}; expected 0 to 1, 'layerwise' for the best of each fold, or 'off' for "
-                        f"plain INT8 (smoothing.choose_alpha finds one)")
     if algorithm != 'max' and not (s.a_static and s.a_granularity == 'tensor'):
         raise CookError(f"algorithm {algorithm!r} chooses static ranges of activations, and {s.name} has none; take "
                         f"algorithm 'max'")
@@ -62,6 +51,7 @@ def saved(
     return dict(revert_weight_conversion(model, dict(state)))
 
 # %% ../nbs/33_preflight.ipynb #f40b141c
+@checked
 def preflight(
     loaded: Loaded, # the model
     scheme: str, # a name from `schemes.SCHEMES`

@@ -16,7 +16,8 @@ from unittest import mock
 
 from . import bench, fused, linears, models
 from .core import CookError, Markdown, Result, esc, md_table
-from .costs import check_counts, work_of
+from .costs import work_of
+from .parameters import checked
 from .roofline import Ceilings, predict, time_of
 from .schemes import get
 from .shapes import shape_of
@@ -241,6 +242,7 @@ class Profile(Result):
         return '\n'.join([md_table(map(_row, self.points), _HEAD), '', *missed])
 
 # %% ../nbs/66_profile.ipynb #615928cb
+@checked
 def profile(
     d, # decoder.Decoder, or models.Loaded of the general tier
     ceilings: Ceilings, # of its device, measured
@@ -253,8 +255,6 @@ def profile(
 ) -> Profile:
     "Time, shares of the ceilings, prediction and kinds of kernels of a decoder's steps."
     jobs = [('decode', b, c) for c in contexts for b in batches] + [('prefill', b, t) for b, t in prompts]
-    for _, batch, context in jobs:
-        check_counts(batch=batch, context=context)
     out = Profile(ceilings)
     for phase, batch, context in jobs:
         last = context + steps + 8 if phase == 'decode' else context

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['BINS', 'ROWS', 'ALGORITHMS', 'log_histogram', 'bin_edges', 'dead_zone', 'Range', 'RangeRecorder', 'auto_batch',
-           'run_windows', 'choose_amax', 'check_percentile', 'settled']
+           'run_windows', 'choose_amax', 'settled']
 
 # %% ../nbs/30_ranges.ipynb #3068fe16
 import math
@@ -12,8 +12,9 @@ import time
 from collections import Counter
 from dataclasses import dataclass
 
-from .core import CookError, in_batches
+from .core import in_batches
 from .formats import FORMATS, round_to
+from .parameters import checked
 from .placement import input_device
 
 # %% ../nbs/30_ranges.ipynb #8e494280
@@ -256,6 +257,7 @@ def run_windows(
 ALGORITHMS = ('max', 'percentile', 'mse')
 
 # %% ../nbs/30_ranges.ipynb #cc0996cd
+@checked
 def choose_amax(
     hist, # counts in logarithmic bins, [BINS]
     top: float, # the largest magnitude seen
@@ -266,19 +268,12 @@ def choose_amax(
     "The range that a rule picks from a histogram."
     import numpy as np
     h = np.asarray(hist, float)
-    check_percentile(percentile)
     if algorithm == 'max' or top <= 0 or not h.sum():
         return top
     if algorithm == 'mse':
         return _least_error(h, top, dtype)
     fits = np.cumsum(h) / h.sum() >= percentile / 100 * (1 - 1e-12)
     return top if percentile == 100 else min(top, float(bin_edges()[1:][fits.argmax()]))
-
-# %% ../nbs/30_ranges.ipynb #747d1dc3
-def check_percentile(percentile: float):
-    "Refuse a share of values that is none."
-    if not 0 < percentile <= 100:
-        raise CookError(f'percentile is {percentile}; expected more than 0 and at most 100')
 
 # %% ../nbs/30_ranges.ipynb #cb21f10c
 def _least_error(h, top, dtype):

@@ -445,6 +445,7 @@ def outcome(
     return md_table(rows, [results.get('recipe', 'outcome'), 'value [95 % interval]'])
 
 # %% ../nbs/80_recipe.ipynb #4ca327be
+@parameters.checked
 def open_model(
     spec: str, # `demo`, a directory (plain or quantized), a hub id, or `shape:NAME`
     device: str = 'auto',

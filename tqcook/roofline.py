@@ -17,9 +17,10 @@ import warnings
 from dataclasses import dataclass, field
 
 from .core import CookError, Result, read_json, user_cache, version, write_json
-from .costs import check_counts, work_of
+from .costs import work_of
 from .device import Device, nvidia_smi
 from .linears import fp8_mm, int8_mm
+from .parameters import checked
 from .schemes import get
 from .shapes import Shape
 
@@ -258,6 +259,7 @@ def _arithmetic(scheme, ceilings):
     return 'bf16', f'{ceilings.device} has no rate for {wanted.upper()}: its products are taken as if in 16 bits'
 
 # %% ../nbs/61_roofline.ipynb #08732157
+@checked
 def predict(
     shape: Shape,
     ceilings: Ceilings,
@@ -266,11 +268,10 @@ def predict(
     phase: str = 'decode', # or 'prefill'
     batch: int = 1,
     context: int = 2048, # tokens of a prompt, or in the cache at this step
-    gpus: int = 1, # that share each layer; what they tell each other is left out
+    tp: int = 1, # GPUs that share each layer; what they tell each other is left out
     calls: float = 0, # of PyTorch a layer, where plain PyTorch computes; 0: a decoder that fuses
 ) -> Prediction:
     "Time of one step."
-    check_counts(batch=batch, context=context, gpus=gpus)
     w = work_of(shape, phase, batch, context, scheme, kv)
     dtype, note = _arithmetic(scheme, ceilings)
     rows = batch * (context if phase == 'prefill' else 1) if calls else None
@@ -278,8 +279,8 @@ def predict(
     for kind in w.bytes:
         share = ATTENTION if kind == 'cache' else 1.
         rate = ceilings.rate(dtype if kind in ('attention', 'mlp', 'experts') else 'bf16', rows)
-        moving = w.bytes[kind] / (ceilings.bandwidth * share * gpus)
-        working = w.ops.get(kind, 0) / (rate * share * gpus)
+        moving = w.bytes[kind] / (ceilings.bandwidth * share * tp)
+        working = w.ops.get(kind, 0) / (rate * share * tp)
         parts[kind] = max(moving, working)
         by['memory' if moving >= working else 'arithmetic'] += parts[kind]
     start = ceilings.call or ceilings.launch if calls else ceilings.launch

@@ -14,6 +14,7 @@ from .core import CookError, write_json
 from .device import detect
 from .formats import E4M3_MAX
 from .fused import arch_of
+from .parameters import checked
 
 # %% ../nbs/67_synthetic.ipynb #8541477f
 STORED = dict(
@@ -137,6 +138,7 @@ class Synthetic:
         return path
 
 # %% ../nbs/67_synthetic.ipynb #30297eb1
+@checked
 def synthetic(
     shape, # 'llama-3.1-8b' or another key of `models.SHAPES`, or a config as a dict
     scheme=None, # a key of `STORED`; None: BF16

@@ -18,8 +18,9 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from . import parameters
 from .core import CookError, atomic_write, md_table, suggest
-from .schemes import check_kv, has_engine_backend, trtllm_support, version_key
+from .schemes import has_engine_backend, trtllm_support, version_key
 
 # %% ../nbs/70_trtllm.ipynb #b42c4716
 OLDEST = '1.0'
@@ -220,8 +221,7 @@ class Workload:
 
     def __post_init__(self):
         for name, value in vars(self).items():
-            if not isinstance(value, int) or value < 1:
-                raise CookError(f'{name} is {value!r}; expected a whole number of at least 1')
+            parameters.check(name, value)
 
     @property
     def longest(self) -> int:
@@ -284,6 +284,7 @@ def _not_refused(scheme: str, version: str, backend: str, device=None):
         raise CookError(support.why)
 
 # %% ../nbs/70_trtllm.ipynb #0e5bce25
+@parameters.checked
 def llm_settings(scheme,                           # a name from `schemes.SCHEMES`, or 'none'
                  workload: Workload = Workload(),
                  device=None,                      # the GPU that serves, a `Device`; None leaves the hardware out
@@ -314,6 +315,7 @@ _FLAGS = dict(tensor_parallel_size='--tp_size', pipeline_parallel_size='--pp_siz
               max_num_tokens='--max_num_tokens', max_seq_len='--max_seq_len')
 
 # %% ../nbs/70_trtllm.ipynb #33fdcd18
+@parameters.checked
 def serve_command(path,                            # checkpoint directory
                   settings: Settings,              # from `llm_settings`
                   port=8000,
@@ -340,11 +342,12 @@ def write_options(settings: Settings,
 def _convert_command(model, out: Path, scheme: str, kv: str, tp: int, pp: int, version: str, examples: str) -> list:
     "Calibrate and convert, by TensorRT-LLM's own script."
     values = {'--model_dir': model, '--qformat': 'full_prec' if scheme == 'none' else scheme, '--dtype': 'bfloat16',
-              '--kv_cache_dtype': 'fp8' if check_kv(kv) == 'fp8' else None, '--calib_size': 512,
+              '--kv_cache_dtype': 'fp8' if kv == 'fp8' else None, '--calib_size': 512,
               '--calib_max_seq_length': 512, '--tp_size': tp, '--pp_size': pp, '--output_dir': out/'checkpoint'}
     return ['python3', f'{examples}/quantization/quantize.py', *flags('quantize.py', version, values)]
 
 # %% ../nbs/70_trtllm.ipynb #981e1868
+@parameters.checked
 def engine_commands(model,                                  # the original, or a `trtllm_legacy` export
                     out,                                    # directory: checkpoint/ and engine/ are made in it
                     scheme='int8_sq',
