@@ -113,6 +113,7 @@ def _timing(what, d, batch, tokens, times, **more): # Timing
     return Timing(what, d.scheme or 'bf16', d.kv, batch, tokens, statistics.median(times), spread=spread, **more)
 
 # %% ../nbs/63_bench.ipynb #e75afcb2
+@parameters.checked
 def decode(
     d, # Decoder
     batch: int = 1,
@@ -135,6 +136,7 @@ def decode(
     return _timing('decode', d, batch, context, times, floor=floor)
 
 # %% ../nbs/63_bench.ipynb #e156b20b
+@parameters.checked
 def prefill(
     d, # Decoder
     batch: int = 1,
@@ -150,6 +152,7 @@ def prefill(
     return _timing('prefill', d, batch, tokens, times, flops=flops / statistics.median(times))
 
 # %% ../nbs/63_bench.ipynb #1a28377d
+@parameters.checked
 def peer(
     loaded, # models.Loaded
     batch: int = 1,
@@ -259,6 +262,7 @@ def free():
         torch.cuda.empty_cache()
 
 # %% ../nbs/63_bench.ipynb #d4a64496
+@parameters.checked
 def ladder(
     config: dict, # config.json
     scheme: str = 'fp8',
@@ -345,6 +349,7 @@ def conditions() -> str:
     return f'{how}; medians, one process; random weights where a scheme is not that of the file.'
 
 # %% ../nbs/63_bench.ipynb #c1e10d63
+@parameters.checked
 def open_model(
     model: str, # 'demo', a directory (plain or quantized), a hub id, a GGUF file, or 'shape:NAME'
     scheme: str = 'bf16', # 'bf16' or a scheme of `Synthetic`
@@ -363,10 +368,8 @@ def open_model(
     return synthetic(models.config_of(path), s, kv, dev)
 
 # %% ../nbs/63_bench.ipynb #4c2a0067
-def _check_points(model, schemes, batches, contexts, prompts, steps):
+def _check_points(model, schemes, batches, contexts, prompts):
     "Refuse what cannot be measured before anything is loaded."
-    for k, v in dict(batches=list(batches), contexts=list(contexts), steps=steps).items():
-        parameters.check(k, v)
     models.config_of(model)
     for name in schemes:
         s, _, kv = str(name).partition('+')
@@ -390,6 +393,7 @@ def _point(out, d, name, what, b, n, steps, repeats):
         out.missed.append((f'{name}, {what}, batch {b}, {n} tokens', str(e)))
 
 # %% ../nbs/63_bench.ipynb #9bee4475
+@parameters.checked
 def measure(
     model: str = 'demo', # as for `open_model`
     schemes: list = ('bf16', 'fp8'), # a scheme, or scheme+kv for an FP8 cache
@@ -402,7 +406,7 @@ def measure(
 ) -> Bench:
     "Decode and prefill of a model in several schemes."
     dev = detect(device)
-    _check_points(model, schemes, batches, contexts, prompts, steps)
+    _check_points(model, schemes, batches, contexts, prompts)
     out = Bench(str(dev), copy_bandwidth(dev), conditions())
     for name in schemes:
         scheme, _, kv = name.partition('+')

@@ -229,7 +229,6 @@ def _points(ax, some, by, unit, choice):
 # %% ../nbs/65_choice.ipynb #c27
 def _check(loaded, found, by, most, steps):
     "Refuse what no search would mend; the candidates to try."
-    parameters.check('by', by)
     if by == 'time' and not steps:
         raise CookError('by is time, and no GPU is named that times could be of; name one, or take bits')
     if loaded.weights == 'random':
@@ -311,6 +310,7 @@ class Choice(Result):
         return fig
 
 # %% ../nbs/65_choice.ipynb #c29
+@parameters.checked
 def choose(
     loaded: Loaded, # an unquantized model, loaded once
     calibration, # text that sets ranges

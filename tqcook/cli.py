@@ -161,12 +161,14 @@ def _cmd_doctor(a) -> int:
     return 0
 
 # %% ../nbs/84_cli.ipynb #b17335d4
-def _in_range(a, *names):
+_LISTS = 'schemes', 'batches', 'contexts' # with commas between, and read by who measures
+
+def _in_range(a):
     "Hold arguments against the table of parameters; raises RunError with exit code 2."
-    for name in names:
+    for name, value in vars(a).items():
         try:
-            if getattr(a, name) is not None:
-                parameters.check(name, getattr(a, name))
+            if value is not None and name not in _LISTS:
+                parameters.check(name, value)
         except CookError as e:
             raise RunError(str(e).replace(name, f"--{name.replace('_', '-')}", 1), 2) from None
 
@@ -186,7 +188,6 @@ def _served(a, base, corpus, budget):
 
 def _cmd_compare(a) -> int:
     "tqcook compare"
-    _in_range(a, *_BUDGET, 'bos', 'policy', 'max_windows', 'stride', 'device', 'context')
     there = a.quant.startswith(('http://', 'https://'))
     if there and a.early:
         raise RunError('--early: a running server is asked for all windows; leave it out, or lower --max-windows', 2)
@@ -207,8 +208,7 @@ def _cmd_compare(a) -> int:
 # %% ../nbs/84_cli.ipynb #b46b769a
 def _cmd_check(a) -> int:
     "tqcook check"
-    _in_range(a, 'trtllm', 'backend', 'engine')
-    found = contract.check(a.dir, a.trtllm, a.device, a.deep, a.backend, True, a.engine)
+    found = contract.check(a.dir, a.trtllm, a.gpu, a.deep, a.backend, True, a.engine)
     return _tell(found, str(found), a.json, 'PASS' if found.ok else 'FAIL')
 
 # %% ../nbs/84_cli.ipynb #a91bdcc3
@@ -313,7 +313,7 @@ check dir | text | | the checkpoint
 check --trtllm | text | 1.2.1 | version of TensorRT-LLM
 check --engine | text | auto | auto (by its layout), trtllm, vllm or sglang
 check --backend | text | auto | auto, pytorch or tensorrt
-check --device | text | | GPU that shall serve it, such as h100
+check --gpu | text | | GPU that shall serve it, such as h100
 check --deep | switch | | read the tensors too
 advise | verb | | rank the schemes for a GPU, a model and a workload; nothing is loaded, no GPU is needed
 advise --gpu | text | | h100, another name of the table, or sm90 (default: the GPU here)
@@ -385,6 +385,7 @@ def main(
             if a.encode(errors='ignore').decode() != a:
                 raise RunError(f'the argument {ascii(a)[:80]} is not UTF-8', 2)
         a = parser().parse_args(argv)
+        _in_range(a)
         code = _VERBS[a.verb](a)
         if sys.stdout:
             sys.stdout.flush() # here, where a closed pipe or a full disk can still be told

@@ -29,6 +29,7 @@ from tqcook.core import (
 )
 from .device import DEVICES, Device
 from .onnx import Graph, untraceable
+from .parameters import checked
 from .passport import write_passport
 
 # %% ../nbs/73_compile.ipynb #e5315d1e
@@ -193,6 +194,7 @@ def _save(g, path, sm, engine, times):
     return Engine(g.name, path, sm, len(engine), weights, g.nbytes, forms, seconds)
 
 # %% ../nbs/73_compile.ipynb #102342d6
+@checked
 def build(
     graphs: list, # of `Graph`; the first is the base that the others are compared with
     out, # directory; each engine gets one in it, an earlier one there is moved aside

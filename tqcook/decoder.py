@@ -19,6 +19,7 @@ from .fast import Fast
 from .formats import E4M3_MAX
 from .fused import GROUPS, KINDS, Arch, Layer, Reader, arch_of, block, product_error, rms, rope_table, why_not
 from .kernels import missing
+from .parameters import checked
 from .passport import PASSPORT, verify_or_refuse
 from .runtime import Generation, prompt_ids, tokenizer_of
 from .schemes import runs_on
@@ -219,6 +220,7 @@ class Decoder:
         return f'{table}\n\n{about}{"; ".join(self.notes or ())}'
 
 # %% ../nbs/59_decoder.ipynb #caa12314
+@checked
 def from_source(
     ck, # a Checkpoint, or what reads like one
     dev, # device.Device
@@ -246,6 +248,7 @@ def from_source(
     return d
 
 # %% ../nbs/59_decoder.ipynb #adba668e
+@checked
 def load(
     path, # directory: an exported checkpoint, or a plain BF16 model
     device: str = 'auto', # see `device.detect`
@@ -256,8 +259,6 @@ def load(
 ) -> Decoder:
     "Load a checkpoint into the fast tier; `CookError` says why it cannot be served there."
     dev, ck = detect(device), Checkpoint.open(path)
-    if scales not in ('max', 'file'):
-        raise CookError(f"scales is {scales!r}; expected 'max' or 'file'")
     if (Path(path)/PASSPORT).exists():
         verify_or_refuse(path)
     no = why_not(ck)
@@ -347,6 +348,7 @@ def _steps(d, cache, logits, n, choose=None):
                 logits = d.logits(d.forward(new[:, None], cache)[:, -1])
 
 # %% ../nbs/59_decoder.ipynb #b12f656b
+@checked
 def generate(
     d: Decoder,
     prompts, # a text, or a list of texts or of lists of token ids
@@ -360,8 +362,6 @@ def generate(
 ) -> list: # of `Generation`, one a prompt
     "Continue a batch of prompts."
     import torch
-    if max_new_tokens < 1:
-        raise CookError(f'max_new_tokens is {max_new_tokens}; expected at least 1')
     prompts = [prompts] if isinstance(prompts, str) else list(prompts)
     ids, stop = _prompt_ids(d, prompts), d.stop if stop is None else set(stop)
     g = torch.Generator(d.device.torch).manual_seed(seed)

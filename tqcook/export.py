@@ -260,7 +260,9 @@ def read_back(
     label = read_json(Path(out)/'config.json', finite=False)['quantization_config']
     named = next(label[k] for k in ('ignore', 'modules_to_not_convert', 'exclude_modules') if k in label)
     unnamed = set(_excluded(model, plain)) - set(named)
-    broken_promise(quantized.scheme, wrong + sorted(unnamed) + sorted(left) + _foreign(model, files), count)
+    broken = wrong + sorted(unnamed)
+    broken += sorted(left) + _foreign(model, files)
+    broken_promise(quantized.scheme, broken, count)
 
 # %% ../nbs/45_export.ipynb #b2c1cc74
 def _is_matrix(name, w): # of a layer, not a parameter on its own

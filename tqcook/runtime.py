@@ -14,7 +14,6 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from . import parameters
 from .checkpoint import FUSED, Checkpoint
 from .core import CookError, esc, fmt_bytes, md_table, verbatim
 from .device import detect, emulates_bf16
@@ -22,6 +21,7 @@ from .formats import FORMATS, STORAGES, dequantize, round_e4m3, unpack
 from .fused import Unified, unify
 from .linears import SPANS, arithmetic, quantized_linear, reference_linear
 from .models import Loaded
+from .parameters import checked
 from .passport import PASSPORT, verify_or_refuse
 from .schemes import runs_on
 from .skeleton import LEAVES, PACKED, fill, open_experts, plan, put, skeleton
@@ -91,15 +91,10 @@ def fp8_kv_attention(
     return name
 
 # %% ../nbs/51_runtime.ipynb #e5075eb5
-def _check_arguments(kernels, dtype, activations):
-    parameters.check('kernels', kernels)
-    spans = ['auto', *sorted({s for spans in SPANS.values() for s in spans})]
-    if activations not in spans:
-        raise CookError(f'activations is {activations!r}; expected one of {", ".join(spans)}')
+def _check_arguments(kernels, dtype):
     if kernels == 'real' and dtype == 'float32':
         raise CookError("dtype is 'float32', but FP8 products come out in 16 bits; float32 needs kernels='reference'")
-    if dtype not in ('auto', 'bfloat16', 'float16', 'float32'):
-        raise CookError(f'dtype is {dtype!r}; expected auto, bfloat16, float16 or float32')
+
 
 # %% ../nbs/51_runtime.ipynb #ac063c47
 LAYOUTS = ('hf', 'compressed-tensors', 'deepseek')
@@ -181,6 +176,7 @@ def tokenizer_of(
     return AutoTokenizer.from_pretrained(path, trust_remote_code=False)
 
 # %% ../nbs/51_runtime.ipynb #a4c11e57
+@checked
 def load(
     path, # directory of an exported checkpoint
     device: str = 'auto', # see `device.detect`
@@ -192,7 +188,7 @@ def load(
     fused: bool = True, # FP8: one scale for q, k, v and for gate, up, as loaders that fuse them have it
 ) -> Loaded: # kind 'runtime' or 'dequantized'
     "Load a quantized checkpoint so that its linears compute from the stored tensors."
-    _check_arguments(kernels, dtype, activations)
+    _check_arguments(kernels, dtype)
     dev, ck = detect(device), _open(path)
     if dtype == 'auto':
         dtype = 'float32' if dev.kind == 'cpu' and emulates_bf16() else 'bfloat16'
@@ -260,8 +256,6 @@ def products(
 # %% ../nbs/51_runtime.ipynb #6dad62f8
 def _steps(loaded, length, wanted):
     "How many tokens there is room for."
-    if wanted < 1:
-        raise CookError(f'max_new_tokens is {wanted}; expected at least 1')
     if length >= loaded.context:
         raise CookError(f'the prompt has {length} tokens, and the context of {loaded.name} is {loaded.context}; give a '
                         'shorter one')
@@ -306,6 +300,7 @@ class Generation:
         return f'{verbatim(f"{self.prompt}{self}")}\n\n{len(self.ids)} tokens, {self.tokens_per_second:.0f} a second'
 
 # %% ../nbs/51_runtime.ipynb #b66484d3
+@checked
 def generate(
     loaded: Loaded, # any model
     prompt, # str; or a list of token ids
@@ -343,6 +338,7 @@ class Divergence:
         return f'{same}\n\nThe same for {self.index} tokens, then\n\n{both}'
 
 # %% ../nbs/51_runtime.ipynb #e9846217
+@checked
 def diverge(
     a: Loaded, # one model
     b: Loaded, # another, with the same tokenizer

@@ -18,6 +18,7 @@ import numpy as np
 from .compare import Comparison, check_budget, describe
 from .core import CookError, sha256
 from .endpoint import ask, same_tokenizer
+from .parameters import checked
 from .perplexity import Columns, as_logits, at, batch_sizes, check_corpus, feed, finite, log_norm
 from .reference import Live
 
@@ -258,6 +259,7 @@ def _cautions(tokens, k):
                'stand behind the name')
 
 # %% ../nbs/75_served.ipynb #c28
+@checked
 def compare_served(base,                    # `models.Loaded`, a logits object, or a function that returns one
                    endpoint,                # from `connect`
                    corpus,                  # `data.Corpus`

@@ -26,6 +26,7 @@ from pathlib import Path
 from . import contract, passport
 from .core import CookError, atomic_write, fmt_seconds, read_json
 from .endpoint import ask
+from .parameters import checked
 from .schemes import version_key
 from .trtllm import Settings, TensorRTLLM, Workload, flags, known
 
@@ -149,6 +150,7 @@ def engine_at(engine,     # a key of `ENGINES`
     return next(((n, os.environ[n]) for n in names if os.environ.get(n)), ())
 
 # %% ../nbs/71_serving.ipynb #new173
+@checked
 def engine_command(engine,      # a key of `ENGINES`
                    path,        # checkpoint directory
                    length,      # tokens of a prompt and its answer
@@ -287,6 +289,7 @@ class Scorer:
         return h.float()[..., :self.vocab_size] # padded vocabularies are cut
 
 # %% ../nbs/71_serving.ipynb #d68ccb92
+@checked
 def bench_dataset(windows,             # token-id sequences, such as `Corpus.windows`
                   path,                # file to write
                   workload: Workload,
@@ -302,6 +305,7 @@ def bench_dataset(windows,             # token-id sequences, such as `Corpus.win
     return atomic_write(path, ''.join(json.dumps(r) + '\n' for r in rows))
 
 # %% ../nbs/71_serving.ipynb #cbfc4f4e
+@checked
 def bench_command(what,                            # 'throughput' (many at once) or 'latency' (one after the other)
                   path,                            # checkpoint directory
                   dataset,                         # from `bench_dataset`
@@ -313,8 +317,6 @@ def bench_command(what,                            # 'throughput' (many at once)
                   found: TensorRTLLM|None = None,  # where TensorRT-LLM is; None shows the plain command
                  ) -> list:
     "The command that measures a checkpoint."
-    if what not in ('throughput', 'latency'):
-        raise CookError(f"what is {what!r}; expected 'throughput' or 'latency'")
     start = found.tool('trtllm-bench') if found else ['trtllm-bench']
     many = what == 'throughput'
     values = {'--dataset': dataset, '--backend': 'pytorch', '--report_json': report,

@@ -263,6 +263,7 @@ def _save(found: Sweep, out: Path):
         atomic_write(out/'sweep.png', png.getvalue())
 
 # %% ../nbs/83_sweep.ipynb #3f09a3c1
+@parameters.checked
 def sweep(
     recipe: str, # name or path of a recipe
     grid: dict|str, # parameter -> values, or the path of a YAML file with that
@@ -278,8 +279,6 @@ def sweep(
     rec = find_recipe(recipe)
     grid = read_grid(grid) if isinstance(grid, str) else grid
     found = points(rec, grid, size)
-    for k, v in dict(workers=workers, gpus=gpus, retries=retries).items():
-        parameters.check(k, v)
     if ray:
         need('ray', 'sweep')
     out = Path(os.path.abspath(out_dir or f'runs/sweep-{rec.name}'))
