@@ -112,7 +112,7 @@ def profiled():
 
 def smoothed():
     tried = [smoothing.Trial(s, a, some(.001), some(.001), None) for s in ('int8_sq', 'int8_token')
-             for a in ('off', 0., .5, 1.)]
+             for a in ('off', 'layerwise', 0., .5, 1.)]
     return smoothing.AlphaSweep(tried, None)
 
 
