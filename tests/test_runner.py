@@ -333,6 +333,15 @@ def test_notebooks_with_odd_metadata_run_or_are_refused(toy, cook, metadata):
     code, line = cook()
     assert code in (0, 1, 2) and (code == 0 or '01_toy.ipynb' in line)
 
+@pytest.mark.parametrize('said, spins', [({}, '1000'), ({'OMP_WAIT_POLICY': 'active'}, None),
+                                         ({'GOMP_SPINCOUNT': '7'}, '7')])
+def test_threads_that_wait_sleep_unless_the_reader_has_said(tmp_path, monkeypatch, said, spins):
+    for name in 'OMP_WAIT_POLICY', 'GOMP_SPINCOUNT':
+        monkeypatch.delenv(name, raising=False)
+    for name, value in said.items():
+        monkeypatch.setenv(name, value)
+    assert runner._kernel_env(tmp_path, tmp_path).get('GOMP_SPINCOUNT') == spins
+
 def test_figures_are_what_the_notebook_shows(toy, cook):
     assert cook()[0] == 0
     outputs = [o for c in nbformat.read(toy/'runs/toy/executed.ipynb', 4).cells for o in c.get('outputs', [])]

@@ -160,13 +160,14 @@ def _kernel_manager(folder: Path):
 # %% ../nbs/82_runner.ipynb #d31c0130
 def _kernel_env(context: Path, private: Path) -> dict:
     "The caller's environment, and what the kernel must know; it needs no home and runs none of its startup scripts."
-    package = str(Path(tqcook.__path__[0]).resolve().parent)
-    paths = [package, *filter(None, os.environ.get('PYTHONPATH', '').split(os.pathsep))]
-    ours = dict(TQCOOK_RUN=str(context.resolve()), PYTHONPATH=os.pathsep.join(paths), TMPDIR=f'{private}/tmp',
-                IPYTHONDIR=f'{private}/ipython', PYDEVD_DISABLE_FILE_VALIDATION='1',
+    paths = [str(Path(tqcook.__path__[0]).resolve().parent), *os.environ.get('PYTHONPATH', '').split(os.pathsep)]
+    ours = dict(TQCOOK_RUN=str(context.resolve()), PYTHONPATH=os.pathsep.join(filter(None, paths)),
+                TMPDIR=f'{private}/tmp', IPYTHONDIR=f'{private}/ipython', PYDEVD_DISABLE_FILE_VALIDATION='1',
                 MPLBACKEND='module://matplotlib_inline.backend_inline')
-    compiled = dict(TORCHINDUCTOR_CACHE_DIR=f'{tempfile.gettempdir()}/torchinductor_{os.getuid()}') # outlives a run
-    return compiled | os.environ | ours
+    # Threads that wait spin a moment and then sleep; as long as libgomp has it, they starve where others compute too.
+    spin = {} if 'OMP_WAIT_POLICY' in os.environ else dict(GOMP_SPINCOUNT='1000')
+    cache = f'{tempfile.gettempdir()}/torchinductor_{os.getuid()}' # outlives a run
+    return spin | dict(TORCHINDUCTOR_CACHE_DIR=cache) | os.environ | ours
 
 # %% ../nbs/82_runner.ipynb #d1f2c8c3
 class _Progress:
