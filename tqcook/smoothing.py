@@ -79,7 +79,7 @@ class AlphaSweep:
     def plot(self):
         "Mean KL divergence over alpha."
         import matplotlib.pyplot as plt
-        fig, ax = plt.subplots(figsize=(6.4, 2.6), dpi=80, layout='tight')
+        fig, ax = plt.subplots(figsize=(6.4, 2.6), dpi=80, layout='constrained')
         for scheme in self.best:
             mine = {t.alpha: t for t in self.trials if t.scheme == scheme}
             flat = {a: mine.pop(a) for a in ('layerwise', 'off')}
@@ -92,7 +92,7 @@ class AlphaSweep:
                 style = dict(layerwise='--', off=':')[word]
                 ax.axhline(t.kld.value, color=color, ls=style, lw=1, label=f'{scheme}, {word}')
         ax.set(xlabel='alpha', ylabel='mean KL divergence, nats', yscale='log', title='How much to smooth')
-        ax.legend(fontsize=7, loc='upper left', bbox_to_anchor=(1, 1), frameon=False)
+        fig.legend(fontsize=7, loc='outside right upper')
         return fig
 
 # %% ../nbs/35_smoothing.ipynb #f734a9fe
