@@ -307,7 +307,7 @@ def test_the_command(tmp_path):
     "tqcook check: exit 0 without errors, 10 with; --json follows its schema."
     import jsonschema
     good, bad = broken.write(broken.good(), tmp_path/'good'), broken.write(broken.good('int8_sq'), tmp_path/'bad')
-    done = _command(good, '--device', 'h100')
+    done = _command(good, '--gpu', 'h100')
     assert done.returncode == 0 and 'no-passport' in done.stdout and 'H100' in done.stdout, done
     done = _command(bad, '--json')
     report = json.loads(done.stdout)

@@ -72,7 +72,7 @@ def check(
         word = bare.partition(' ')[0]
         known = dict(a=SCHEMES, one=bare.removeprefix('one of ').split(', '))
         whole = 'a whole number, ' * (word in ('at', '0', '1', '2') and '.' not in rule)
-        expected = meaning if word == 'like' else f'{whole}{rule}: {meaning}'
+        expected = meaning if word == 'like' else f'{rule.removesuffix(bare)}{whole}{bare}: {meaning}'
         hint = suggest(str(wrong[0]), known.get(word, ()))
         raise CookError(f'{name} is {reprlib.repr(wrong[0])}; expected {expected}{hint}')
     return value
