@@ -311,6 +311,8 @@ def test_the_shape_of_a_gguf_file_is_timed(tmp_path):
 def test_gguf_files_that_are_refused(tmp_path):
     (tmp_path/'m-00001-of-00002.gguf').write_bytes(b'GGUF')
     _refused(tmp_path/'m-00001-of-00002.gguf', 'part', 'merge')
+    with pytest.raises(CookError, match='one part of several'): # a recipe reads the config first
+        models.config_of(tmp_path/'m-00001-of-00002.gguf')
     whole = _gguf(tmp_path/'whole.gguf').read_bytes()
     for n in (0, 4, 40, len(whole) // 2, len(whole) - 100):
         (tmp_path/'cut.gguf').write_bytes(whole[:n])

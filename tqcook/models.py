@@ -192,8 +192,8 @@ def locate(model,     # as for `load`, but no shape
     raise CookError(f'model {str(path)!r} does not exist; expected {_WAYS}')
 
 # %% ../nbs/11_models.ipynb #55229a92
-def _gguf_config(path):
-    "The transformers config of a GGUF file."
+def _gguf_config(path): # as transformers has it
+    gguf_types(path) # refuses what nothing here reads
     with _one_sentence(path):
         return need('transformers', 'quantize').AutoConfig.from_pretrained(path.parent, gguf_file=path.name)
 
