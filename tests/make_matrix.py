@@ -30,7 +30,7 @@ def model_name(name):
 
 def text_kind(source):
     "Of a text what the column says: not the version of Python that it came with, nor which half."
-    return re.sub(r' \((Python|pydoc).*', '', source)
+    return re.sub(r' \((Python|pydoc).*|, (first|second) half$', '', source)
 
 
 def quality(ratio, interval, verdict, how, alpha=None):
