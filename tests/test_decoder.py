@@ -284,7 +284,8 @@ def test_bench_command(tmp_path):
     expected = [(w, s) for s in ('bf16', 'int8_wo') for w in ('decode', 'prefill')]
     assert [(p['what'], p['scheme']) for p in points] == expected
     assert all(p['tokens_per_second'] > 0 for p in points)
-    assert "no scheme 'nope'" in sentence(bench.measure, 'demo', ['nope'], device='cpu')
+    told = sentence(bench.measure, 'demo', ['nope'], device='cpu')
+    assert told.startswith("schemes is 'nope'; expected a list, each a scheme or bf16: number formats")
     assert 'batches is 0' in sentence(bench.measure, 'demo', ['bf16'], [0], device='cpu')
 
 

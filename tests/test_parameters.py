@@ -25,8 +25,8 @@ OTHERS = { # another thing of that name, made by our own code and never by a rea
 def wrong(name):
     "A value that a parameter does not take, and the sentence that says so."
     rule = parameters.PARAMETERS[name][0]
-    value = WRONG.get(rule.removeprefix('each ').partition(' ')[0], -1)
-    value = [value] if rule.startswith('each ') else value
+    value = WRONG.get(rule.removeprefix('a list, each ').partition(' ')[0], -1)
+    value = [value] if rule.startswith('a list') else value
     with pytest.raises(CookError, match=f'^{name} is ') as e:
         parameters.check(name, value)
     return value, str(e.value)

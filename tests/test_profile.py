@@ -103,7 +103,7 @@ def test_work_that_a_decoder_cannot_do_is_missed_and_told(decoders):
     found = profile.profile(decoders[0], GPU, batches=[1], contexts=[100_000], prompts=[], name='tiny')
     assert not found.points and 'tiny, decode, 1 x 100000 tokens' in found.missed[0]
     assert 'not measured' in found._repr_markdown_()
-    with pytest.raises(CookError, match='batches is 0; expected each a whole number, 1 to'):
+    with pytest.raises(CookError, match='batches is 0; expected a list, each a whole number, 1 to'):
         profile.profile(decoders[0], GPU, batches=[0])
 
 

@@ -184,5 +184,5 @@ def test_the_word_is_for_what_is_smoothed():
     check_options('int8_sq', alpha='layerwise')
     with pytest.raises(CookError, match='nothing to smooth'):
         check_options('fp8', alpha='layerwise')
-    with pytest.raises(CookError, match="'layerwise' for the best of each fold"):
+    with pytest.raises(CookError, match="expected off, layerwise or 0.0 to 1.0: .*layerwise the best of each fold"):
         check_options('int8_token', alpha='layer')

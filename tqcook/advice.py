@@ -106,9 +106,8 @@ def _speed(shape, ceilings, scheme, kv, work, gpus):
 def _uneven(shape, scheme):
     "Why the inputs of this model do not divide into groups; '' where they do."
     s = SCHEMES.get(scheme)
-    if not s or s.w_granularity != 'group':
-        return ''
-    odd = next((m.inputs for m in shape.matrices if m.inputs % s.block), 0)
+    grouped = shape.matrices if s and s.w_granularity == 'group' else []
+    odd = next((m.inputs for m in grouped if m.inputs % s.block), 0)
     return f'groups {s.block} inputs under one scale, and a layer has {odd}' if odd else ''
 
 

@@ -43,7 +43,7 @@ def _bytes(scheme, shape): # of one entry of `weights`
 @checked
 def effective_bits(
     loaded: Loaded,
-    scheme: str, # or 'none'
+    scheme: str = 'none',
     keep=(), # patterns of layers that stay in BF16
 ) -> float:
     "Bits a weight over all linear weights, scales included."

@@ -65,7 +65,7 @@ def check(
     if name not in PARAMETERS:
         return value
     rule, meaning = PARAMETERS[name]
-    bare = rule.removeprefix('each ')
+    bare = rule.removeprefix('a list, each ')
     good = not isinstance(value, list) if bare == rule else isinstance(value, (list, tuple))
     wrong = [v for v in _flat(value) if not _fits(v, bare)] if good else [value]
     if wrong:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from .core import in_batches
 from .formats import FORMATS, round_to
-from .parameters import checked
+from .parameters import check
 from .placement import input_device
 
 # %% ../nbs/30_ranges.ipynb #8e494280
@@ -257,7 +257,6 @@ def run_windows(
 ALGORITHMS = ('max', 'percentile', 'mse')
 
 # %% ../nbs/30_ranges.ipynb #cc0996cd
-@checked
 def choose_amax(
     hist, # counts in logarithmic bins, [BINS]
     top: float, # the largest magnitude seen
@@ -267,6 +266,8 @@ def choose_amax(
 ) -> float: # the range
     "The range that a rule picks from a histogram."
     import numpy as np
+    check('algorithm', algorithm)
+    check('percentile', percentile)
     h = np.asarray(hist, float)
     if algorithm == 'max' or top <= 0 or not h.sum():
         return top
