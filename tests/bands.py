@@ -1,6 +1,6 @@
 """A new run against the gallery's: `python tests/bands.py runs/gpu` fails when a figure has left its band.
 
-Runs are paired by recipe, size and device. Quality may differ by what chance explains, sizes hardly, time by a third.
+Runs are paired by recipe, size, model, text and device. Quality may differ by what chance explains, sizes hardly, time by a third.
 What was written with another schema is not compared, and fails with a sentence; other versions of packages are named.
 """
 import json
@@ -70,7 +70,7 @@ def versions(new, old):
 
 
 def key(results):
-    paths = 'recipe', 'size', 'model.name', 'environment.device.name'
+    paths = 'recipe', 'size', 'model.name', 'parameters.text', 'environment.device.name'
     return tuple(look(results, path) for path in paths)
 
 
