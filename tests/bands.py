@@ -1,6 +1,7 @@
 """A new run against the gallery's: `python tests/bands.py runs/gpu` fails when a figure has left its band.
 
-Runs are paired by recipe, size, model, text and device. Quality may differ by what chance explains, sizes hardly, time by a third.
+Runs are paired by recipe, size, model, text and device. Quality may differ by what chance explains, sizes hardly,
+time by a third.
 What was written with another schema is not compared, and fails with a sentence; other versions of packages are named.
 """
 import json
