@@ -21,8 +21,9 @@ END = '<!-- end of table -->'
 
 def public(path):
     "The text of a file, without links that led elsewhere from the recipe; where the checkout lay is nobody's business."
-    links = r'\[([^][\n]*)\]\((?:gallery/|\.\./nbs/|\d\d_)[^)\n]*\)'
-    text = re.sub(links, r'\1', path.read_text(encoding='utf-8'))
+    there = r'(?:gallery/|\.\./nbs/|\d\d_)'
+    text = re.sub(rf'\[([^][\n]*)\]\({there}[^)\n]*\)', r'\1', path.read_text(encoding='utf-8'))
+    text = re.sub(rf'<a href="{there}[^"]*">(.*?)</a>', r'\1', text)
     return text.replace(str(ROOT), '/path/to/tqcook')
 
 

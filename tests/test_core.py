@@ -3,6 +3,7 @@ import html
 import json
 import math
 import os
+import re
 import threading
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -236,3 +237,12 @@ def test_a_results_own_repr_is_kept():
 def test_what_results_cannot_hold(bad, where):
     with pytest.raises(CookError, match=where):
         plain(bad, 'results', finite=True)
+
+
+def test_temporary_folders_bear_the_number_of_their_process():
+    "So that the runner clears what a kill has left; serving's lie in a folder of the run."
+    with core.scratch() as name:
+        assert Path(name).name.split('-')[1] == str(os.getpid())
+    makers = re.compile(r'tempfile\.(TemporaryDirectory|NamedTemporaryFile|mkdtemp)\(')
+    found = {p.stem for p in Path(core.__file__).parent.glob('*.py') if makers.search(p.read_text())}
+    assert found == {'core', 'serving'}

@@ -165,6 +165,9 @@ def test_an_entry_is_whole_and_small(run):
     text = (run/'executed.ipynb').read_text()
     assert '"ename"' not in text and str(ROOT) not in text
     assert not list(run.rglob('*.safetensors'))
+    report = run/'report.html'
+    links = re.findall(r'href="([^"]*)"', report.read_text()) if report.exists() else []
+    assert all(link.startswith(('#', 'http')) for link in links)
 
 
 def test_an_unfinished_run_is_refused(tmp_path):

@@ -9,13 +9,12 @@ __all__ = ['RUNGS', 'read_bytes', 'Timing', 'decode_step', 'prefill_step', 'deco
 # %% ../nbs/63_bench.ipynb #ddf7b739
 import gc
 import statistics
-import tempfile
 import time
 from dataclasses import dataclass, field
 
 from . import decoder, models, parameters, runtime, step
 from .checkpoint import Checkpoint
-from .core import CookError, Result, esc, fmt_bytes, md_table, version
+from .core import CookError, Result, esc, fmt_bytes, md_table, scratch, version
 from .device import detect
 from .roofline import copy_bandwidth, time_of
 from .synthetic import STORED, Synthetic, synthetic
@@ -226,7 +225,7 @@ def _general(source, dev, batch, context, **kw): # Timing
     "A decode step of the general tier: the model of transformers, its linears swapped where the scheme quantizes."
     if source.scheme is None:
         return peer(plain_model(source.config, dev), batch, context, **kw)
-    with tempfile.TemporaryDirectory() as tmp:
+    with scratch() as tmp:
         return peer(runtime.load(source.save(tmp), dev), batch, context, **kw)
 
 # %% ../nbs/63_bench.ipynb #3165c267

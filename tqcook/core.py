@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['redact', 'CookError', 'suggest', 'need', 'esc', 'verbatim', 'Markdown', 'md_table', 'axes', 'fmt_bytes',
            'fmt_seconds', 'atomic_write', 'write_json', 'read_file', 'read_text_file', 'read_json', 'parse_yaml',
-           'read_yaml', 'move_aside', 'user_cache', 'alive', 'atomic_dir', 'sha256', 'plain', 'Result', 'version',
-           'environment', 'in_batches']
+           'read_yaml', 'move_aside', 'user_cache', 'alive', 'atomic_dir', 'scratch', 'sha256', 'plain', 'Result',
+           'version', 'environment', 'in_batches']
 
 # %% ../nbs/00_core.ipynb #1d823b44
 import contextlib
@@ -352,6 +352,11 @@ def atomic_dir(
         os.replace(tmp, path)
     finally:
         shutil.rmtree(tmp, ignore_errors=True) # gone when all went well
+
+# %% ../nbs/00_core.ipynb #5c7a7c01
+def scratch() -> tempfile.TemporaryDirectory: # gone with the object
+    "A temporary folder with this process's number in its name: of a process that was killed, the next run clears it."
+    return tempfile.TemporaryDirectory(prefix=f'tqcook-{os.getpid()}-', ignore_cleanup_errors=True)
 
 # %% ../nbs/00_core.ipynb #a15d875e
 def sha256(

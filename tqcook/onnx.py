@@ -18,7 +18,7 @@ from pathlib import Path
 
 from . import schemes
 from .checkpoint import Checkpoint
-from .core import CookError, need
+from .core import CookError, need, scratch
 from .models import linears
 from .parameters import checked
 from .skeleton import SCALES, Names, bare, skeleton
@@ -284,7 +284,7 @@ def graph(
                         'directory can be compiled')
     model = skeleton(ck, 'float16', 'eager') if ck else bare(copy.deepcopy(source.model.config), 'float16', 'eager')
     scheme, name = (ck.scheme, str(source)) if ck else ('none', source.name)
-    g = Graph(scheme, batch, length, weights, name, tempfile.TemporaryDirectory(prefix='tqcook-'))
+    g = Graph(scheme, batch, length, weights, name, scratch())
     proto = _traced(model, batch, length)
     with (g.path.parent/'weights.bin').open('wb') as f:
         writer = _Writer(proto, f)

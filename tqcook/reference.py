@@ -130,7 +130,7 @@ class Recorded:
         self.live, self.parts, self.parked, self.file = live, {}, None, None
         self.corpus = corpus.info()
         if folder is not None:
-            self.file = tempfile.NamedTemporaryFile(dir=folder or None, prefix='tqcook-hidden-')  # noqa: SIM115
+            self.file = tempfile.TemporaryFile(dir=folder or None)  # nameless: a kill leaves nothing  # noqa: SIM115
         def run(batch):
             self._store(batch, live.hidden(batch).detach().cpu())
         feed(corpus, size, run, 'base', progress, live.first)

@@ -24,6 +24,7 @@ import time
 from pathlib import Path
 
 import tqcook
+from . import core
 from .core import CookError, alive, atomic_write, fmt_bytes, move_aside, read_file, redact, write_json
 from .recipe import Recipe, find_recipe, resolve
 from .report import report_html
@@ -134,7 +135,7 @@ def private_folder():
         owner = old.name.split('-')[1]
         if owner.isdigit() and not alive(int(owner)) and old.stat().st_uid == os.getuid():
             shutil.rmtree(old, ignore_errors=True)
-    with tempfile.TemporaryDirectory(prefix=f'tqcook-{os.getpid()}-', ignore_cleanup_errors=True) as folder:
+    with core.scratch() as folder:
         (Path(folder)/'tmp').mkdir()
         yield Path(folder)
 
