@@ -262,7 +262,7 @@ def _cmd_sweep(a) -> int:
 def _cmd_new(a) -> int:
     "tqcook new"
     path = new_recipe(a.name)
-    print(json.dumps(dict(path=str(path))) if a.json else f'{path}\nrun it: tqcook run {a.name}')
+    print(json.dumps(dict(path=str(path))) if a.json else f'{path}\nrun it: tqcook run {a.name}\nlist it: make prepare')
     return 0
 
 # %% ../nbs/84_cli.ipynb #8b3dc6f6
